@@ -1,0 +1,153 @@
+// Package diskcrypt is the contract for what encrypts a disk and what opens
+// it. Everything works over io.ReaderAt and never writes to a source.
+package diskcrypt
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/envelope"
+)
+
+// Errors that callers act on; adapters wrap them.
+var (
+	ErrNotThisFormat = errors.New("not this format")          // try the next one
+	ErrDamaged       = errors.New("header is damaged")        // no valid copy of the header
+	ErrWrongSecret   = errors.New("no protector opened")      // the secret opens nothing here
+	ErrUnsupported   = errors.New("not supported")            // recognised, named, cannot be opened
+	ErrLimit         = errors.New("header asks for too much") // more memory or time than Limits allows
+)
+
+// Volume types. A volume is an encrypted volume; TypePlain areas are not volumes.
+const (
+	TypeLUKS1     = "luks1"
+	TypeLUKS2     = "luks2"
+	TypeBitLocker = "bitlocker"
+	TypeFileVault = "filevault"
+	TypeAPFS      = "apfs"
+	TypeOpaque    = "opaque" // high entropy without a known header: may be VeraCrypt or plain dm-crypt
+)
+
+// Volume is an encrypted volume found on a disk. Its identity is (machine,
+// disk, ID); UUID is an attribute, for clones share it.
+type Volume struct {
+	ID    string     `json:"id"`    // its place: "disk" for the whole disk, "p1", "p2", … for partitions
+	Range disk.Range `json:"range"` // bytes of the disk
+	Type  string     `json:"type"`
+	UUID  string     `json:"uuid,omitempty"`
+	Label string     `json:"label,omitempty"`
+
+	Cipher     string `json:"cipher,omitempty"` // as the header names it, e.g. aes-xts-plain64
+	KeyBits    int    `json:"key_bits,omitempty"`
+	SectorSize int    `json:"sector_size,omitempty"`
+
+	// Epoch is the fingerprint of the volume key that can be read from the
+	// header ("v1:" + hex SHA-256); empty where it cannot be known without opening.
+	Epoch      string      `json:"epoch,omitempty"`
+	Protectors []Protector `json:"protectors"`
+	Tokens     []Token     `json:"tokens,omitempty"`
+
+	// Detached: the header is a file of its own and not on this disk.
+	Detached bool `json:"detached,omitempty"`
+	// HeaderRanges are the ranges, relative to the volume (or to the detached
+	// header), that the usual tools need to bring the header back.
+	HeaderRanges []disk.Range `json:"header_ranges,omitempty"`
+	// HeaderDigest is "sha256:" + hex over what Inspect read of the header
+	// (live key-slot areas included): equal digests mean equal headers.
+	HeaderDigest string `json:"header_digest,omitempty"`
+	SequenceID   uint64 `json:"sequence_id,omitempty"` // LUKS2 seqid; going backwards is a rolled-back header
+
+	// Unsupported names why the volume cannot be opened by us (cipher, requirement), "" if it can.
+	Unsupported string `json:"unsupported,omitempty"`
+	// Conversion names an encryption, decryption or re-encryption in progress, "" if none.
+	Conversion string `json:"conversion,omitempty"`
+	// SelfOpening says what on the volume itself opens it (null cipher, clear key), "" if nothing.
+	SelfOpening string   `json:"self_opening,omitempty"`
+	Warnings    []string `json:"warnings,omitempty"`
+}
+
+// Protector is something that unlocks a volume: a keyslot, a key protector.
+type Protector struct {
+	ID   string `json:"id"`   // "slot-0", …
+	Kind string `json:"kind"` // "passphrase" (LUKS keyslots take passphrases and key files alike), "recovery-password", "tpm", …
+	// Fingerprint identifies the protector without any key: "v1:" + hex SHA-256
+	// over the canonical encoding of docs/spec/fingerprints.md.
+	Fingerprint string `json:"fingerprint"`
+	// AreaDigest is "sha256:" + hex over the wrapped key itself: changed while
+	// Fingerprint is not means damage.
+	AreaDigest string `json:"area_digest,omitempty"`
+	KDF        string `json:"kdf,omitempty"` // for people: "argon2id t=4 m=1048576 p=4"
+	// Offline says that the protector can be opened away from its machine (a TPM's cannot).
+	Offline bool   `json:"offline"`
+	Note    string `json:"note,omitempty"`
+}
+
+// Token says who can supply a protector's secret (LUKS2 tokens).
+type Token struct {
+	ID       string   `json:"id"`
+	Type     string   `json:"type"`
+	Slots    []string `json:"slots,omitempty"` // protector ids
+	Digest   string   `json:"digest"`          // "sha256:" over its canonical JSON
+	Meaning  string   `json:"meaning"`         // what it means for a restore elsewhere
+	Portable bool     `json:"portable"`
+}
+
+// Kind of secret, as in custody.
+type Kind string
+
+// The kinds.
+const (
+	KindPassphrase       Kind = "passphrase"
+	KindKeyFile          Kind = "key-file"
+	KindRecoveryPassword Kind = "recovery-password"
+	KindStartupKey       Kind = "startup-key"
+	KindVolumeKey        Kind = "volume-key"
+)
+
+// Kinds lists all, in the order help texts show them.
+var Kinds = []Kind{KindPassphrase, KindKeyFile, KindRecoveryPassword, KindStartupKey, KindVolumeKey}
+
+// Limits bounds what a header may ask of us.
+type Limits struct {
+	KDFMemory int64 // bytes; 0 = 4 GiB, the most the LUKS2 format allows
+	KDFWork   int64 // Argon2: passes × memory in bytes; PBKDF2: iterations × 64 KiB-equivalents; 0 = default of the adapter
+}
+
+// Place is where a volume's bytes are: the disk's bytes of the volume, and the
+// header where that is detached (nil otherwise).
+type Place struct {
+	Data     io.ReaderAt // offset 0 = first byte of the volume
+	Size     int64
+	Header   io.ReaderAt
+	HeadSize int64
+}
+
+// Format is one kind of encryption. Implementations hold no state.
+type Format interface {
+	// Name is the volume type or family, e.g. "luks".
+	Name() string
+	// Inspect reads the header. ErrNotThisFormat where it is something else;
+	// with ErrDamaged the Volume is non-nil and says what is known.
+	Inspect(ctx context.Context, p Place) (*Volume, error)
+	// Open tries secret against the volume's protectors, newest header, in
+	// order, and returns the opened volume, or ErrWrongSecret, ErrUnsupported, ErrLimit.
+	Open(ctx context.Context, p Place, kind Kind, secret envelope.Secret, lim Limits) (Opened, error)
+	// OpensAll is like Open but tries every protector, and returns the ids of all that opened.
+	OpensAll(ctx context.Context, p Place, kind Kind, secret envelope.Secret, lim Limits) ([]string, error)
+}
+
+// Opened is a volume whose key is known. ReadAt gives plaintext, offset 0 =
+// first byte of the plaintext device.
+type Opened interface {
+	io.ReaderAt
+	Size() int64
+	Protector() string // id of the protector that opened, "volume-key" if the key itself was given
+	// KeyCheck names the check the volume key passed, e.g. "luks2-digest-0".
+	KeyCheck() string
+	// KeyMAC is HMAC-SHA256(key, "vk" || container id || volume key): equal MACs
+	// under one key mean equal volume keys.
+	KeyMAC(key []byte) []byte
+	Close() error // wipes the keys
+}

@@ -1,0 +1,42 @@
+// Package target is the contract for writing a disk back.
+package target
+
+import (
+	"context"
+	"errors"
+	"io"
+)
+
+// Errors that callers act on; adapters wrap them.
+var (
+	ErrNotEmpty = errors.New("target exists and is not empty")
+	ErrTooSmall = errors.New("target is smaller than the disk")
+	ErrNotNamed = errors.New("target is not what was named") // a folder, a symlink to nowhere, a socket, …
+	ErrInUse    = errors.New("target is in use")
+)
+
+// Options for opening.
+type Options struct {
+	Force  bool   // overwrite what is there
+	Format string // "raw" (default) or another that the adapter knows
+}
+
+// Disk is a disk being written. WriteAt is safe for concurrent use on disjoint
+// ranges; buffers, offsets and lengths aligned to disk.PageSize may go around
+// the page cache. What is never written reads as zeroes afterwards.
+type Disk interface {
+	io.WriterAt
+	io.ReaderAt // for comparing after writing
+	// Zero makes a range read as zeroes, by a hole or a discard where possible.
+	Zero(off, length int64) error
+	// Commit makes everything durable; the target is complete.
+	Commit() error
+	// Abort leaves no half-written new file behind; a block device keeps what was written.
+	Abort() error
+}
+
+// Opener opens targets of one kind.
+type Opener interface {
+	// Open prepares spec to take size bytes. Nothing is written before every check has passed.
+	Open(ctx context.Context, spec string, size int64, opts Options) (Disk, error)
+}
