@@ -1,0 +1,47 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"runtime"
+	"strings"
+)
+
+// ErrNotLocal says that a location names no path of this host.
+var ErrNotLocal = errors.New("not a path or file URL")
+
+// LocalPath returns the path that location names, which is a path or a file
+// URL (RFC 8089: file:///path, file://localhost/path), and the URL's query.
+func LocalPath(location string) (path string, query url.Values, err error) {
+	if location == "" {
+		return "", nil, fmt.Errorf("%w: it is empty", ErrNotLocal)
+	}
+	if strings.ContainsRune(location, 0) {
+		return "", nil, fmt.Errorf("%w: it contains a NUL byte", ErrNotLocal)
+	}
+	scheme, _, isURL := strings.Cut(location, "://")
+	if !isURL || strings.ContainsAny(scheme, `/\`) {
+		return location, url.Values{}, nil
+	}
+	// The text of a URL may hold a password, so no error repeats more of it than the scheme.
+	if !strings.EqualFold(scheme, "file") {
+		return "", nil, fmt.Errorf("%w: scheme %q", ErrNotLocal, scheme)
+	}
+	u, err := url.Parse(location)
+	if err != nil {
+		return "", nil, fmt.Errorf("%w: the file URL cannot be parsed", ErrNotLocal)
+	}
+	if u.Host != "" && !strings.EqualFold(u.Host, "localhost") {
+		return "", nil, fmt.Errorf("%w: the file URL names another host", ErrNotLocal)
+	}
+	path = u.Path
+	if runtime.GOOS == "windows" { // file:///C:/disk.img
+		path = strings.TrimPrefix(path, "/")
+	}
+	if path == "" || strings.ContainsRune(path, 0) {
+		return "", nil, fmt.Errorf("%w: the file URL has no usable path", ErrNotLocal)
+	}
+	return filepath.FromSlash(path), u.Query(), nil
+}
