@@ -1,0 +1,271 @@
+package custody
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/keymanager"
+)
+
+// PointFacts is all that the state of a recovery point follows from.
+type PointFacts struct {
+	Now         time.Time
+	MaxProofAge time.Duration // of the policy; 0 = a proof does not age
+	Until       *time.Time    // when the recovery point expires; nil = kept without end
+
+	// ManagerErr says why the key manager does not answer; nil = it does, and
+	// Versions is what it says of every version that Volumes names.
+	ManagerErr error
+	Versions   map[keymanager.Ref]keymanager.Version
+
+	// Shredded names the certificate by which the recovery point's secrets were
+	// destroyed on purpose, "" if there is none.
+	Shredded string
+	// Opaque names areas that may be encrypted but have no header, as DISK/AREA.
+	Opaque []VolumeKey
+
+	Volumes []VolumeFacts
+}
+
+// VolumeFacts is what is known of one volume of the recovery point.
+type VolumeFacts struct {
+	Disk      string
+	Volume    diskcrypt.Volume
+	NotNeeded string // reason of the declaration in force, "" = none
+
+	Proofs []ProofFacts // valid ones of this recovery point
+	// Claims are the secret versions that claim the volume (see Candidates),
+	// disabled ones too, with what came of trying them on this header.
+	Claims []Claim
+}
+
+// ProofFacts is what of a valid proof the state depends on.
+type ProofFacts struct {
+	Secret keymanager.Ref
+	Time   time.Time
+	// Packages is the number of recovery recipients of today for which a key
+	// package of this recovery point holds the version.
+	Packages int
+}
+
+// Claim is a secret version that claims a volume.
+type Claim struct {
+	Secret keymanager.Ref
+	State  keymanager.State
+	Tried  Tried
+	Why    string // in words, where it could not be tried to an end
+}
+
+// Tried says what came of trying a secret version on a header.
+type Tried string
+
+// The outcomes of trying.
+const (
+	Untried Tried = ""
+	Opens   Tried = "opens"
+	Refused Tried = "refused" // opens no protector of this very header: for ever
+	Stopped Tried = "stopped" // could not be tried to an end: limits, time, format; says nothing
+)
+
+// VolumeState is the state of one volume.
+type VolumeState struct {
+	Disk      string
+	Volume    string
+	State     State
+	Why       []string
+	NotNeeded string   // reason; the volume does not count then
+	Opens     []string // secret versions with a valid proof, "id@version"
+}
+
+// Verdict is the state of a recovery point, and why.
+type Verdict struct {
+	State       State
+	Why         []string // reasons in words, each naming its volume
+	SelfOpening bool     // holds itself what opens it: as good as plain
+	Volumes     []VolumeState
+}
+
+// Evaluate decides the state of a recovery point. It is pure: equal facts,
+// equal verdict. The worst volume decides; volumes declared not needed do not count.
+func Evaluate(f PointFacts) Verdict {
+	v := Verdict{State: Plain}
+	for _, vol := range f.Volumes {
+		s := f.volume(vol)
+		v.Volumes = append(v.Volumes, s)
+		name := VolumeKey{s.Disk, s.Volume}.String()
+		if vol.Volume.SelfOpening != "" {
+			v.SelfOpening = true
+		}
+		if s.NotNeeded != "" {
+			v.Why = append(v.Why, fmt.Sprintf("%s: not needed: %s", name, s.NotNeeded))
+			continue
+		}
+		v.State = worst(v.State, s.State, pointRank)
+		for _, w := range s.Why {
+			v.Why = append(v.Why, name+": "+w)
+		}
+	}
+	for _, k := range f.Opaque {
+		v.State = worst(v.State, Opaque, pointRank)
+		v.Why = append(v.Why, k.String()+": "+whyOpaque)
+	}
+	return v
+}
+
+const whyOpaque = "high entropy without a known header: may be VeraCrypt or plain dm-crypt"
+
+func (f PointFacts) volume(vol VolumeFacts) VolumeState {
+	s := VolumeState{Disk: vol.Disk, Volume: vol.Volume.ID, NotNeeded: vol.NotNeeded}
+	for _, p := range vol.Proofs {
+		s.Opens = append(s.Opens, p.Secret.String())
+	}
+	slices.Sort(s.Opens)
+	s.Opens = slices.Compact(s.Opens)
+
+	var lost []string // why proofs do not count any more
+	for _, p := range vol.Proofs {
+		state, why, usable := f.proof(p)
+		if !usable {
+			lost = append(lost, why...)
+			continue
+		}
+		better := s.State == "" || pointRank[state] < pointRank[s.State] ||
+			state == s.State && len(why) < len(s.Why)
+		if better {
+			s.State, s.Why = state, why
+		}
+	}
+	if s.State == "" {
+		s.State, s.Why = f.unopened(vol)
+		s.Why = append(s.Why, lost...)
+	}
+	if vol.Volume.SelfOpening != "" {
+		s.Why = append(s.Why, "self-opening: "+vol.Volume.SelfOpening)
+	}
+	if vol.Volume.Conversion != "" {
+		s.Why = append(s.Why, "conversion in progress: "+vol.Volume.Conversion)
+	}
+	return s
+}
+
+// proof grades a valid proof: proven or at risk; usable is false where the
+// version is gone and no package holds it either.
+func (f PointFacts) proof(p ProofFacts) (state State, why []string, usable bool) {
+	ref := p.Secret.String()
+	packaged := p.Packages > 0
+	if f.ManagerErr != nil {
+		why = append(why, fmt.Sprintf("secret %s: %s", ref, managerWords(f.ManagerErr)))
+	} else {
+		version, known := f.Versions[p.Secret]
+		switch {
+		case !known && !packaged:
+			return "", []string{fmt.Sprintf("secret %s opened it, but is not in the key manager any more", ref)}, false
+		case !known:
+			why = append(why, fmt.Sprintf("secret %s is not in the key manager: its only copy is the key package", ref))
+		case version.State == keymanager.Destroyed && (f.Shredded != "" || !packaged):
+			return "", []string{fmt.Sprintf("secret %s opened it, but was destroyed", ref)}, false
+		case version.State == keymanager.Destroyed:
+			why = append(why, fmt.Sprintf("secret %s was destroyed in the key manager: its only copy is the key package", ref))
+		case version.State == keymanager.Disabled:
+			why = append(why, fmt.Sprintf("secret %s is disabled in its key manager", ref))
+		case version.Expires != nil && (f.Until == nil || version.Expires.Before(*f.Until)):
+			why = append(why, fmt.Sprintf("secret %s expires at %s, before the recovery point does", ref, version.Expires.UTC().Format(time.RFC3339)))
+		}
+		if known && version.State != keymanager.Destroyed && !packaged {
+			why = append(why, fmt.Sprintf("secret %s has one copy only: no key package is sealed to a recovery recipient", ref))
+		}
+	}
+	if age := f.Now.Sub(p.Time); f.MaxProofAge > 0 && age > f.MaxProofAge {
+		why = append(why, fmt.Sprintf("the proof with secret %s is of %s, older than the policy allows", ref, p.Time.UTC().Format(time.RFC3339)))
+	}
+	if len(why) > 0 {
+		return AtRisk, why, true
+	}
+	return Proven, nil, true
+}
+
+// unopened decides for a volume without a proof that counts.
+func (f PointFacts) unopened(vol VolumeFacts) (State, []string) {
+	switch {
+	case vol.Volume.SelfOpening != "":
+		return Plain, nil
+	case f.Shredded != "":
+		return Shredded, []string{"its secrets were destroyed on purpose: certificate " + f.Shredded}
+	}
+	var why []string
+	refused := 0
+	for _, c := range vol.Claims {
+		switch {
+		case c.Tried == Refused:
+			refused++
+		case c.State == keymanager.Destroyed:
+		case c.Tried == Stopped:
+			why = append(why, fmt.Sprintf("secret %s could not be tried: %s", c.Secret, c.Why))
+		case c.State == keymanager.Disabled:
+			why = append(why, fmt.Sprintf("secret %s claims to open it, but is disabled", c.Secret))
+		default:
+			why = append(why, fmt.Sprintf("secret %s claims to open it and was not tried yet", c.Secret))
+		}
+	}
+	if f.ManagerErr != nil {
+		return Unproven, append(why, managerWords(f.ManagerErr))
+	}
+	if vol.Volume.Type == diskcrypt.TypeOpaque {
+		return Opaque, []string{whyOpaque}
+	}
+	if len(why) > 0 {
+		return Unproven, why
+	}
+	if vol.Volume.Unsupported != "" {
+		why = append(why, "cannot be opened by this version: "+vol.Volume.Unsupported)
+	}
+	if refused > 0 {
+		return Unrecoverable, append(why, fmt.Sprintf("none of %d escrowed secret versions opens it", refused))
+	}
+	return Unrecoverable, append(why, "no escrowed secret claims to open it")
+}
+
+// managerWords says why there is no answer without what the adapter adds.
+func managerWords(err error) string {
+	switch {
+	case errors.Is(err, keymanager.ErrSealed):
+		return "the key manager is sealed"
+	case errors.Is(err, keymanager.ErrDamaged):
+		return "the key manager's state is damaged"
+	default:
+		return "the key manager does not answer"
+	}
+}
+
+// Two rankings: within a recovery point a shredded volume makes the whole
+// unrestorable, nearly the worst; among the recovery points of a machine one
+// that was shredded on purpose must not hide those that need somebody.
+var (
+	pointRank   = map[State]int{Plain: 0, Proven: 1, AtRisk: 2, Opaque: 3, Unproven: 4, Shredded: 5, Unrecoverable: 6}
+	machineRank = map[State]int{Plain: 0, Proven: 1, Shredded: 2, AtRisk: 3, Opaque: 4, Unproven: 5, Unrecoverable: 6}
+)
+
+func worst(a, b State, rank map[State]int) State {
+	ra, oka := rank[a]
+	rb, okb := rank[b]
+	switch {
+	case !okb || b == "":
+		return a
+	case !oka || rb > ra:
+		return b
+	}
+	return a
+}
+
+// WorstState is the state of a machine: the worst of its recovery points;
+// "" where there are none.
+func WorstState(states ...State) State {
+	var out State
+	for _, s := range states {
+		out = worst(out, s, machineRank)
+	}
+	return out
+}
