@@ -112,7 +112,10 @@ var Kinds = []Kind{KindPassphrase, KindKeyFile, KindRecoveryPassword, KindStartu
 // Limits bounds what a header may ask of us.
 type Limits struct {
 	KDFMemory int64 // bytes; 0 = 4 GiB, the most the LUKS2 format allows
-	KDFWork   int64 // Argon2: passes × memory in bytes; PBKDF2: iterations × 64 KiB-equivalents; 0 = default of the adapter
+	// KDFWork bounds the time of one Open or OpensAll, all protectors together, in
+	// bytes written: Argon2 passes × memory, PBKDF2 iterations × hash blocks × 1 KiB
+	// (about as long). 0 = default of the adapter.
+	KDFWork int64
 }
 
 // Place is where a volume's bytes are: the disk's bytes of the volume, and the
@@ -134,7 +137,10 @@ type Format interface {
 	// Open tries secret against the volume's protectors, newest header, in
 	// order, and returns the opened volume, or ErrWrongSecret, ErrUnsupported, ErrLimit.
 	Open(ctx context.Context, p Place, kind Kind, secret envelope.Secret, lim Limits) (Opened, error)
-	// OpensAll is like Open but tries every protector, and returns the ids of all that opened.
+	// OpensAll is like Open but tries every protector, and returns the ids of all
+	// that opened. With ErrLimit or ErrUnsupported (some protectors were passed over)
+	// the ids of those that did open come with the error.
+	// It needs no support for the data's cipher, only for the protectors'.
 	OpensAll(ctx context.Context, p Place, kind Kind, secret envelope.Secret, lim Limits) ([]string, error)
 }
 
