@@ -1,0 +1,388 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cli/internal/screen"
+)
+
+func (a *app) backupCommand() *cobra.Command {
+	var r api.BackupRequest
+	cmd := a.leaf(command{
+		use:   "backup NAME [--full] [--description TEXT]",
+		short: "Make a recovery point of a machine",
+		long: `The ciphertext of its disks is copied: all of it the first time, what changed
+afterwards. Then the recovery point is proven, that is, opened with the secrets
+in custody. One that does not open is kept, and the exit status is 3.`,
+		example: "lockstep backup web01 --description 'before the upgrade'",
+		exits:   []int{api.ExitNotProven, api.ExitRefused, api.ExitDamaged, api.ExitBusy},
+		args:    cobra.ExactArgs(1),
+		run: func(ctx context.Context, _ *cobra.Command, args []string) error {
+			r.Machine = args[0]
+			return a.withClient(ctx, func(c *api.Client) error {
+				j, err := a.runJob(ctx, c, "backup", "no recovery point was made, what was stored is used by the next backup",
+					func() (api.Job, error) { return c.Backup(ctx, r) })
+				if j.Backup != nil {
+					p := *j.Backup
+					a.emit(p, func(w io.Writer) {
+						if !a.quiet {
+							a.printMade(w, p)
+						}
+					})
+					a.warnPoint(p)
+				} else if err == nil {
+					err = errors.New("backup: the job ended without a recovery point")
+				}
+				return err
+			})
+		},
+	})
+	cmd.GroupID = groupDaily
+	f := cmd.Flags()
+	f.BoolVar(&r.Full, "full", false, "read and store everything, whatever is there already")
+	f.StringVar(&r.Description, "description", "", "`TEXT` to find it by")
+	f.BoolVar(&r.AllowLive, "allow-live", false, "read a disk that is in use (crash-consistent at best)")
+	f.BoolVar(&r.AllowIncomplete, "allow-incomplete", false, "record ranges that cannot be read instead of failing")
+	return cmd
+}
+
+// printMade says what a backup made.
+func (a *app) printMade(w io.Writer, p api.Point) {
+	_, _ = fmt.Fprintf(w, "recovery point %s of %s is %s\n", screen.CleanLine(p.ID), screen.CleanLine(p.Machine), a.paintState(p.State))
+	var f screen.Facts
+	f.Add("time", screen.Stamp(p.Time))
+	f.Add("transfer", fmt.Sprintf("%s: %s read, %s changed, %s stored, in %s", p.Transfer,
+		screen.Size(p.ReadBytes), screen.Size(p.ChangedBytes), screen.Size(p.StoredBytes), screen.Duration(p.DurationSeconds)))
+	f.Add("consistency", p.Consistency)
+	for _, d := range p.Disks {
+		for _, v := range d.Volumes {
+			f.Add("volume", d.ID+"/"+v.ID+" "+v.Type+", "+openedText(v))
+		}
+	}
+	for _, change := range p.Changes {
+		f.Add("changed", change)
+	}
+	f.Print(w, "  ", a.style)
+}
+
+// openedText says in a phrase what opens a volume.
+func openedText(v api.Volume) string {
+	refs := openers(v)
+	switch {
+	case v.NotNeeded != "":
+		return "not needed: " + v.NotNeeded
+	case len(refs) > 0:
+		short := screen.ShortRefs(refs)
+		names := make([]string, len(refs))
+		for i, r := range refs {
+			names[i] = short[r]
+		}
+		return "opened by " + strings.Join(names, ", ")
+	case v.SelfOpening != "":
+		return "self-opening: " + v.SelfOpening
+	default:
+		return "opened by nothing in custody"
+	}
+}
+
+// warnPoint is loud about a recovery point that may not open one day.
+func (a *app) warnPoint(p api.Point) {
+	var title, meaning string
+	switch p.State {
+	case api.StateUnrecoverable:
+		title = "UNRECOVERABLE"
+		meaning = "is stored and kept, but no secret in custody opens it.\nRestored today, it would be ciphertext that nobody can read."
+	case api.StateUnproven:
+		title = "UNPROVEN"
+		meaning = "is stored, but nothing has shown yet that a secret in\ncustody opens it."
+	case api.StateAtRisk:
+		title = "AT RISK"
+		meaning = "opens with a secret in custody, but that may not last."
+	default:
+		return
+	}
+	machine := screen.CleanLine(p.Machine)
+	var b strings.Builder
+	line := func(format string, args ...any) {
+		b.WriteString(strings.TrimRight("!!  "+fmt.Sprintf(format, args...), " ") + "\n")
+	}
+	rule := strings.Repeat("!", 72) + "\n"
+	b.WriteString(rule)
+	line("%s", screen.NewStyle(a.env.IsTerminal(a.env.Stderr), a.env.Getenv).Paint(screen.StateColour(p.State), " "+title+" "))
+	line("")
+	line("The recovery point %s", screen.CleanLine(p.ID))
+	line("of %s %s", machine, strings.ReplaceAll(meaning, "\n", "\n!!  "))
+	whys := p.Why
+	for _, d := range p.Disks {
+		for _, v := range d.Volumes {
+			if v.State != api.StateProven && v.NotNeeded == "" {
+				for _, why := range v.Why {
+					whys = append(whys[:len(whys):len(whys)], d.ID+"/"+v.ID+": "+why)
+				}
+			}
+		}
+	}
+	if len(whys) > 0 {
+		line("")
+		line("Why:")
+		seen := map[string]bool{}
+		for _, why := range whys {
+			if !seen[why] {
+				seen[why] = true
+				line("  - %s", screen.CleanLine(why))
+			}
+		}
+	}
+	line("")
+	line("What to do:")
+	switch p.State {
+	case api.StateUnrecoverable:
+		line("  Give Lockstep the passphrase that opens the disk today:")
+		line("    lockstep secret add %s --kind passphrase --file -", machine)
+		line("  It is tried at once, and the recovery point becomes proven if it opens it.")
+		line("  For a volume that nobody needs, such as swap with a random key:")
+		line("    lockstep volume not-needed %s DISK/VOLUME --reason TEXT", machine)
+	case api.StateUnproven:
+		line("    lockstep prove %s", screen.CleanLine(p.ID))
+	case api.StateAtRisk:
+		line("    lockstep point show %s", screen.CleanLine(p.ID))
+	}
+	b.WriteString(rule)
+	_, _ = io.WriteString(a.env.Stderr, "\n"+b.String())
+}
+
+func (a *app) proveCommand() *cobra.Command {
+	var all bool
+	cmd := a.leaf(command{
+		use:   "prove {POINT … | --all}",
+		short: "Open recovery points with the secrets in custody, and record the proofs",
+		long: `The headers and one sector of each volume are read from the repository as
+stored, never from the live disk.`,
+		example: "lockstep prove web01@latest",
+		exits:   []int{api.ExitNotProven, api.ExitRefused, api.ExitDamaged},
+		args:    cobra.ArbitraryArgs,
+		run: func(ctx context.Context, cmd *cobra.Command, args []string) error {
+			if all == (len(args) > 0) {
+				return usageError(cmd, "prove: name recovery points, or --all")
+			}
+			return a.withClient(ctx, func(c *api.Client) error {
+				j, err := a.runJob(ctx, c, "prove", "the proofs that were recorded stay",
+					func() (api.Job, error) { return c.Prove(ctx, api.ProveRequest{Points: args, All: all}) })
+				if err == nil || len(j.Prove) > 0 {
+					emitList(a, j.Prove, func(w io.Writer) {
+						if len(j.Prove) == 0 {
+							a.sayf("there is no recovery point to prove")
+							return
+						}
+						a.printStates(w, j.Prove)
+					})
+				}
+				return err
+			})
+		},
+	})
+	cmd.GroupID = groupKeys
+	cmd.Flags().BoolVar(&all, "all", false, "all recovery points")
+	return cmd
+}
+
+func (a *app) restoreCommand() *cobra.Command {
+	var r api.RestoreRequest
+	var disks []string
+	cmd := a.leaf(command{
+		use:   "restore POINT --disk ID=TARGET [--disk …] [--force]",
+		short: "Write disks back, still encrypted",
+		long: `TARGET is an image file or a block device; the host on which the engine runs
+opens it. Every byte is verified before it is written, and the whole afterwards.
+A target that holds something is refused without --force.`,
+		example: "lockstep restore web01@latest --disk vda=/srv/restore/web01.img",
+		exits:   []int{api.ExitNotProven, api.ExitRefused, api.ExitDamaged, api.ExitTarget},
+		args:    cobra.ExactArgs(1),
+		run: func(ctx context.Context, cmd *cobra.Command, args []string) error {
+			r.Point = args[0]
+			seen := map[string]bool{}
+			for _, s := range disks {
+				id, target, found := strings.Cut(s, "=")
+				if !found || id == "" || target == "" {
+					return usageError(cmd, "restore: disk %q is not of the form ID=TARGET", s)
+				}
+				if seen[id] {
+					return usageError(cmd, "restore: disk %s is named twice", id)
+				}
+				seen[id] = true
+				target, err := a.enginePath(cmd, target)
+				if err != nil {
+					return err
+				}
+				r.Targets = append(r.Targets, api.RestoreTarget{Disk: id, Target: target})
+			}
+			switch {
+			case len(r.Targets) == 0:
+				return usageError(cmd, "restore: name at least one --disk ID=TARGET")
+			case r.Format != "raw":
+				return usageError(cmd, "restore: --format is raw")
+			}
+			return a.withClient(ctx, func(c *api.Client) error {
+				j, err := a.runJob(ctx, c, "restore", "the targets are not complete; write them again with --force",
+					func() (api.Job, error) { return c.Restore(ctx, r) })
+				if j.Restore != nil {
+					a.emit(j.Restore, func(w io.Writer) { a.printRestored(w, *j.Restore) })
+				} else if err == nil {
+					err = errors.New("restore: the job ended without a result")
+				}
+				return err
+			})
+		},
+	})
+	cmd.GroupID = groupDaily
+	f := cmd.Flags()
+	f.StringArrayVar(&disks, "disk", nil, "a disk and where it goes, `ID=TARGET`; once for each disk")
+	f.StringVar(&r.Format, "format", "raw", "`FORMAT` of the target: raw")
+	f.BoolVar(&r.Force, "force", false, "write over what the target holds")
+	return cmd
+}
+
+func (a *app) printRestored(w io.Writer, r api.RestoreResult) {
+	if !a.quiet {
+		_, _ = fmt.Fprintf(w, "recovery point %s (%s) is restored\n\n", screen.CleanLine(r.Point), a.paintState(r.State))
+	}
+	t := screen.NewTable("  ", "DISK", "SIZE", "WRITTEN", "TIME", "TARGET")
+	for _, d := range r.Disks {
+		t.Add(screen.Text(d.ID), screen.Number(screen.Size(d.SizeBytes)), screen.Number(screen.Size(d.WrittenBytes)), screen.Number(screen.Duration(d.Seconds)), screen.Text(d.Target))
+	}
+	t.Print(w, a.style)
+	for _, d := range r.Disks {
+		if len(d.UnreadRanges) > 0 {
+			_, _ = fmt.Fprintf(w, "\n  %s was not read completely: %s, %s\n", screen.CleanLine(d.ID),
+				screen.Count(len(d.UnreadRanges), "range", "ranges"), screen.Size(rangeBytes(d.UnreadRanges)))
+		}
+	}
+	if len(r.Keys) == 0 {
+		return
+	}
+	_, _ = fmt.Fprintf(w, "\nwhat opens it:\n\n")
+	t = screen.NewTable("  ", "VOLUME", "STATE", "SECRET")
+	for _, k := range r.Keys {
+		opens := screen.Text(strings.Join(k.Opens, ", "))
+		if len(k.Opens) == 0 {
+			opens = screen.Painted("nothing in custody", screen.Yellow)
+		}
+		t.Add(screen.Text(k.Disk+"/"+k.Volume), screen.Painted(k.State, screen.StateColour(k.State)), opens)
+	}
+	t.Print(w, a.style)
+}
+
+func rangeBytes(ranges []api.Range) int64 {
+	var n int64
+	for _, r := range ranges {
+		n += r.Length
+	}
+	return n
+}
+
+func (a *app) verifyCommand() *cobra.Command {
+	cmd := a.leaf(command{
+		use:   "verify [POINT …]",
+		short: "Read back what is stored and compare",
+		long: `Without POINT everything is read. Damage is named with the disks, ranges and
+recovery points it touches, and the exit status is 6.`,
+		example: "lockstep verify web01@latest",
+		exits:   []int{api.ExitRefused, api.ExitDamaged},
+		args:    cobra.ArbitraryArgs,
+		run: func(ctx context.Context, _ *cobra.Command, args []string) error {
+			return a.withClient(ctx, func(c *api.Client) error {
+				j, err := a.runJob(ctx, c, "verify", "nothing is changed by it",
+					func() (api.Job, error) { return c.Verify(ctx, api.VerifyRequest{Points: args}) })
+				if j.Verify != nil {
+					v := *j.Verify
+					if v.Damage == nil {
+						v.Damage = []api.Damage{}
+					}
+					a.emit(v, func(w io.Writer) { a.printVerified(w, v) })
+				} else if err == nil {
+					err = errors.New("verify: the job ended without a result")
+				}
+				return err
+			})
+		},
+	})
+	cmd.GroupID = groupWatch
+	return cmd
+}
+
+func (a *app) printVerified(w io.Writer, v api.VerifyResult) {
+	verdict := a.style.Paint(screen.Green, "no damage")
+	if len(v.Damage) > 0 {
+		verdict = a.style.Paint(screen.Alarm, screen.Count(len(v.Damage), "damage", "damages"))
+	}
+	if !a.quiet || len(v.Damage) > 0 {
+		_, _ = fmt.Fprintf(w, "read back %s, %s, %s: %s\n", screen.Count(v.Points, "recovery point", "recovery points"),
+			screen.Count(int(v.Objects), "object", "objects"), screen.Size(v.ReadBytes), verdict)
+	}
+	if len(v.Damage) == 0 {
+		return
+	}
+	_, _ = fmt.Fprintln(w)
+	t := screen.NewTable("  ", "OBJECT", "MACHINE", "DISK", "RANGE", "RECOVERY POINTS", "ERROR")
+	for _, d := range v.Damage {
+		where := ""
+		if d.Range != nil {
+			where = fmt.Sprintf("%d+%d", d.Range.Offset, d.Range.Length)
+		}
+		t.Add(screen.Text(d.Object), screen.Text(d.Machine), screen.Text(d.Disk), screen.Text(where), screen.Text(strings.Join(d.Points, ", ")), screen.Text(d.Error))
+	}
+	t.Print(w, a.style)
+}
+
+func (a *app) catalogCommand() *cobra.Command {
+	return a.group("catalog", "The index of what is where", groupWatch, "lockstep catalog rebuild", a.catalogRebuild())
+}
+
+func (a *app) catalogRebuild() *cobra.Command {
+	return a.leaf(command{
+		use:   "rebuild",
+		short: "Make the catalog anew from the repository",
+		long: `Recovery points, states, proofs and holds are in the repository and come back.
+What is not there is named; it is backed up with the data directory.`,
+		example: "lockstep catalog rebuild",
+		exits:   []int{api.ExitRefused, api.ExitDamaged, api.ExitBusy},
+		args:    cobra.NoArgs,
+		run: func(ctx context.Context, _ *cobra.Command, _ []string) error {
+			return a.withClient(ctx, func(c *api.Client) error {
+				j, err := a.runJob(ctx, c, "catalog rebuild", "the catalog is not complete; run it again",
+					func() (api.Job, error) { return c.RebuildCatalog(ctx) })
+				if j.Rebuild == nil {
+					if err == nil {
+						err = errors.New("catalog rebuild: the job ended without a result")
+					}
+					return err
+				}
+				r := *j.Rebuild
+				a.emit(r, func(w io.Writer) {
+					var f screen.Facts
+					f.Add("machines", fmt.Sprint(r.Machines))
+					f.Add("recovery points", fmt.Sprint(r.Points))
+					f.Add("proofs", fmt.Sprint(r.Proofs))
+					f.Add("holds", fmt.Sprint(r.Holds))
+					_, _ = fmt.Fprintf(w, "the catalog is made anew from %s\n", screen.CleanLine(r.Repository))
+					f.Print(w, "  ", a.style)
+					if len(r.NotRebuilt) > 0 {
+						_, _ = fmt.Fprintf(w, "not in the repository, so not in the catalog:\n")
+						for _, s := range r.NotRebuilt {
+							_, _ = fmt.Fprintf(w, "  - %s\n", screen.CleanLine(s))
+						}
+					}
+				})
+				a.warnAll(r.Problems)
+				return err
+			})
+		},
+	})
+}
