@@ -112,7 +112,6 @@ func (m *Manager) collect(ctx context.Context) (backupFiles, error) {
 	}
 	sort.Strings(names)
 	x := newIndex()
-	x.Generation = t.index.Generation
 	var secrets backupFiles
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {

@@ -102,29 +102,32 @@ func prepareEmpty(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			unlock()
-		}
-	}()
-	if _, err := os.Lstat(filepath.Join(dir, kekFile)); err == nil {
-		return nil, ErrInitialised
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err := requireEmpty(dir); err != nil {
+		unlock()
 		return nil, err
+	}
+	return unlock, nil
+}
+
+func requireEmpty(dir string) error {
+	if _, err := os.Lstat(filepath.Join(dir, kekFile)); err == nil {
+		return ErrInitialised
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	secrets := filepath.Join(dir, secretsFolder)
 	if err := makeFolder(secrets); err != nil {
-		return nil, err
+		return err
 	}
 	entries, err := os.ReadDir(secrets)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if len(entries) > 0 {
-		return nil, fmt.Errorf("%w: %s is not empty, though %s is missing: restore that file, or move the folder away",
+		return fmt.Errorf("%w: %s is not empty, though %s is missing: restore that file, or move the folder away",
 			ErrInitialised, secrets, kekFile)
 	}
-	return unlock, nil
+	return nil
 }
 
 // Open opens the key manager in dir. keymanager.ErrSealed: sealer does not open

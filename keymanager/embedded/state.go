@@ -136,9 +136,8 @@ func cutPrefixed(b []byte) (part, rest []byte, ok bool) {
 
 // index says which records there are and how new each must at least be.
 type index struct {
-	Generation uint64            `json:"generation"`
-	Records    map[string]uint64 `json:"records"`
-	Wiping     []wiping          `json:"wiping"`
+	Records map[string]uint64 `json:"records"` // by folder: the record's generation
+	Wiping  []wiping          `json:"wiping"`
 }
 
 type wiping struct {

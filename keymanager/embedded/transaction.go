@@ -176,7 +176,6 @@ func (t *transaction) writeRecord(name string, r *record) error {
 }
 
 func (t *transaction) writeIndex() error {
-	t.index.Generation++
 	return t.durable("index", func() error { return writeIndex(t.dir, t.k, t.index) })
 }
 
