@@ -38,7 +38,7 @@ func read2(r io.ReaderAt, first []byte, size, dataSize int64) (*Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	var secondary copyState
+	secondary := copyState{errors: errors.New("not found")}
 	if primary.errors == nil {
 		if secondary, err = secondaryAt(r, primary.size, size, dataSize); err != nil {
 			return nil, err
@@ -80,26 +80,19 @@ func read2(r io.ReaderAt, first []byte, size, dataSize int64) (*Header, error) {
 	case primary.errors == nil:
 		h := primary.meta
 		h.Copies[0] = primary.raw
-		h.warn("secondary header at %d is not valid: %s", h.HeaderSize, reason(secondary.errors))
+		h.warn("secondary header at %d is not valid: %s", h.HeaderSize, secondary.errors)
 		return h, nil
 	case secondary.errors == nil:
 		h := secondary.meta
 		h.Copies[1] = secondary.raw
 		h.SecondaryOnly = !primary.found
-		h.warn("primary header is not valid: %s; read from the secondary header at %d", reason(primary.errors), h.HeaderSize)
+		h.warn("primary header is not valid: %s; read from the secondary header at %d", primary.errors, h.HeaderSize)
 		return h, nil
 	case primary.found:
 		h := &Header{Version: 2, UUID: primary.uuid, Label: primary.label, SequenceID: primary.seqid}
-		return h, damaged("primary: %s; secondary: %s", reason(primary.errors), reason(secondary.errors))
+		return h, damaged("primary: %s; secondary: %s", primary.errors, secondary.errors)
 	}
 	return nil, ErrNone
-}
-
-func reason(err error) string {
-	if err == nil {
-		return "not found"
-	}
-	return err.Error()
 }
 
 func (h *Header) warn(format string, args ...any) {
