@@ -272,3 +272,13 @@ func (s KeySet) Find(id KeyID) (PublicKey, bool) {
 func knownRole(role string) bool {
 	return role == RoleWriter || role == RoleProver || role == RoleCustodian
 }
+
+// VerifySignature checks a signature over message as it is, by the key of the
+// set that keyID names. It is the counterpart of SigningKey.Sign.
+func (s KeySet) VerifySignature(keyID string, message, sig []byte) error {
+	k, ok := s.Find(KeyID(keyID))
+	if !ok || k.Check() != nil || !k.Verify(message, sig) {
+		return fmt.Errorf("verify signature by %q: %w", keyID, ErrSignature)
+	}
+	return nil
+}

@@ -143,6 +143,30 @@ func TestSigningKeyVector(t *testing.T) {
 	}
 }
 
+func TestVerifySignature(t *testing.T) {
+	writer, prover := testSigningKey(t, RoleWriter, 1), testSigningKey(t, RoleProver, 2)
+	id, sig, err := writer.Sign([]byte("message"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (KeySet{writer.Public()}).VerifySignature(id, []byte("message"), sig); err != nil {
+		t.Error(err)
+	}
+	renamed := prover.Public()
+	renamed.ID = writer.ID()
+	for name, err := range map[string]error{
+		"other message": KeySet{writer.Public()}.VerifySignature(id, []byte("massage"), sig),
+		"other key":     KeySet{prover.Public()}.VerifySignature(string(prover.ID()), []byte("message"), sig),
+		"unknown key":   KeySet{prover.Public()}.VerifySignature(id, []byte("message"), sig),
+		"false ID":      KeySet{renamed}.VerifySignature(id, []byte("message"), sig),
+		"no key":        KeySet{}.VerifySignature(id, []byte("message"), sig),
+	} {
+		if !errors.Is(err, ErrSignature) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func FuzzKeyFile(f *testing.F) {
 	for _, role := range []string{RoleWriter, RoleProver, RoleCustodian} {
 		text, err := EncodeSigningKey(testSigningKey(f, role, 9))
