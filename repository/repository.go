@@ -87,7 +87,7 @@ type Disk struct {
 	Size        int64        `json:"size"`
 	ContentRoot string       `json:"content_root"` // hex
 	Map         MapRef       `json:"map"`
-	Usage       *PageRef     `json:"usage,omitempty"`
+	Usage       []PageRef    `json:"usage,omitempty"`
 	Unread      []disk.Range `json:"unread,omitempty"`
 	Stats       Stats        `json:"stats"`
 	// Changes is the evidence of the change source: "scan", "cbt", and why.
@@ -156,11 +156,12 @@ const (
 
 // Sidecar kinds.
 const (
-	SidecarProof       = "proof"
-	SidecarKeyPackage  = "keypackage"
-	SidecarDeclaration = "declaration"
-	SidecarCertificate = "certificate"
-	SidecarTag         = "tag"
+	SidecarProof         = "proof"
+	SidecarKeyPackage    = "keypackage"
+	SidecarHeaderPackage = "headerpackage"
+	SidecarDeclaration   = "declaration"
+	SidecarCertificate   = "certificate"
+	SidecarTag           = "tag"
 )
 
 // MachineSidecars stands for the point id where a sidecar is about the machine as a whole.

@@ -1,0 +1,593 @@
+package repository
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sort"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository/format"
+)
+
+// maxExtents bounds how many extents a block may have: more make it slow to
+// read, fewer make incrementals store pages again. See docs/performance.md.
+const maxExtents = 8
+
+// diskWriter carries one disk through the pipeline: a dispatcher cuts it in
+// units (one map leaf each), workers read, compare, seal and store them, the
+// tree takes their leaves in order.
+type diskWriter struct {
+	*PointWriter
+	in     DiskInput
+	size   int64
+	parent *tree
+	tree   *treeBuilder
+	outer  context.Context // of the whole write: segments outlive the pipeline that fills them
+
+	mu     sync.Mutex
+	free   []*segmentWriter // open segments that nobody writes to now
+	stats  Stats
+	usage  usage
+	unread []disk.Range
+}
+
+// unitResult is what a worker found out about one unit.
+type unitResult struct {
+	same   bool // as the parent's
+	ref    format.Ref
+	leaf   *format.Leaf // where it is new
+	digest format.Digest
+	unread []disk.Range
+	err    error
+}
+
+// unitItem is a unit on its way to the tree.
+type unitItem struct {
+	index int64
+	zeros int64           // so many units of zeroes instead
+	done  chan unitResult // one value
+}
+
+func (w *diskWriter) run(ctx context.Context) error {
+	w.outer = ctx
+	group, ctx := errgroup.WithContext(ctx)
+	n := workers()
+	work := make(chan unitItem, n)
+	ordered := make(chan unitItem, 2*n)
+	group.Go(func() error {
+		defer close(work)
+		defer close(ordered)
+		return w.dispatch(ctx, work, ordered)
+	})
+	for range n {
+		group.Go(func() error {
+			u := newUnitWorker(w)
+			defer w.m.release(u.g)
+			for item := range work {
+				res := u.process(ctx, item.index)
+				item.done <- res
+				if res.err != nil {
+					return res.err
+				}
+			}
+			return nil
+		})
+	}
+	group.Go(func() error { return w.collect(ctx, ordered) })
+	err := group.Wait()
+	for _, s := range w.free {
+		if err != nil {
+			_ = s.w.Abort()
+			continue
+		}
+		var size int64
+		if size, err = s.finish(); err == nil {
+			w.stats.Stored += size
+			w.m.segments.add(s.segment)
+		}
+	}
+	w.free = nil
+	if err == nil && w.parent != nil { // the disk shrank
+		for i := format.LeafCount(w.size); i < format.LeafCount(w.parent.size); i++ {
+			w.dropLeaf(w.outer, i)
+		}
+	}
+	return err
+}
+
+// dispatch cuts the disk in units. What the source says is a hole is not read.
+func (w *diskWriter) dispatch(ctx context.Context, work, ordered chan<- unitItem) error {
+	leaves := format.LeafCount(w.size)
+	data := disk.Range{} // the range of data at or behind the current unit
+	more := w.size > 0
+	changed := disk.Normalize(w.in.Changed...)
+	send := func(ch chan<- unitItem, item unitItem) error {
+		select {
+		case ch <- item:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for i := int64(0); i < leaves; {
+		start := i * format.LeafSize
+		for more && data.End() <= start {
+			var err error
+			data, err = w.in.Source.NextData(start)
+			if errors.Is(err, io.EOF) {
+				more = false
+				data = disk.Range{Offset: leaves * format.LeafSize, Length: 1}
+			} else if err != nil {
+				return err
+			} else if data.Length <= 0 || data.End() <= start {
+				return fmt.Errorf("source names data %d+%d behind %d", data.Offset, data.Length, start)
+			}
+		}
+		if w.size == 0 {
+			data.Offset = format.LeafSize
+		}
+		if hole := data.Offset/format.LeafSize - i; hole > 0 {
+			hole = min(hole, leaves-i)
+			if err := send(ordered, unitItem{index: i, zeros: hole}); err != nil {
+				return err
+			}
+			i += hole
+			continue
+		}
+		item := unitItem{index: i, done: make(chan unitResult, 1)}
+		if err := send(ordered, item); err != nil {
+			return err
+		}
+		if w.in.Known && w.parent != nil && !overlaps(changed, start, start+format.LeafSize) {
+			ref, known, err := w.parent.ref(ctx, 0, i)
+			if err == nil && known {
+				item.done <- unitResult{same: true, ref: ref}
+				i++
+				continue
+			}
+		}
+		if err := send(work, item); err != nil {
+			return err
+		}
+		i++
+	}
+	return nil
+}
+
+// collect takes the leaves in order.
+func (w *diskWriter) collect(ctx context.Context, ordered <-chan unitItem) error {
+	var done int64
+	progress := func(units int64) {
+		done = min(done+units*format.LeafSize, w.size)
+		if w.in.Progress != nil {
+			w.in.Progress(done, w.size)
+		}
+	}
+	for item := range ordered {
+		if item.zeros > 0 {
+			if err := w.zeros(ctx, item); err != nil {
+				return err
+			}
+			progress(item.zeros)
+			continue
+		}
+		var res unitResult
+		select {
+		case res = <-item.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if res.err != nil {
+			return res.err
+		}
+		w.unread = append(w.unread, res.unread...)
+		ref := res.ref
+		if !res.same && res.leaf != nil {
+			var err error
+			if ref, err = w.tree.leaf(ctx, res.leaf, res.digest); err != nil {
+				return err
+			}
+		}
+		if err := w.tree.add(ctx, ref); err != nil {
+			return err
+		}
+		progress(1)
+	}
+	return ctx.Err()
+}
+
+// zeros adds units of zeroes; what the parent had there is superseded.
+func (w *diskWriter) zeros(ctx context.Context, item unitItem) error {
+	for i := item.index; i < item.index+item.zeros; i++ {
+		w.dropLeaf(ctx, i)
+		if err := w.tree.add(ctx, format.Ref{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropLeaf counts what the parent has in a leaf as superseded. A damaged map
+// of the parent is found by whoever reads it; here it only costs the count.
+func (w *diskWriter) dropLeaf(ctx context.Context, index int64) {
+	if w.parent == nil {
+		return
+	}
+	ref, _, err := w.parent.ref(ctx, 0, index)
+	if err != nil || ref.Zero() {
+		return
+	}
+	old, err := w.parent.c.leaf(ctx, ref)
+	if err != nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for b := range old {
+		w.dropBlock(&old[b])
+	}
+}
+
+// dropBlock counts a block's extents as superseded. w.mu is held.
+func (w *diskWriter) dropBlock(b *format.Block) {
+	for _, e := range b.Extents {
+		w.usage.entry(e.Segment).Superseded += uint64(format.Pages(e.Stored))
+	}
+	if !b.Zero() {
+		w.stats.Changed += format.BlockSize
+	}
+}
+
+// takeSegment hands out an open segment with room for pages, for one worker.
+func (w *diskWriter) takeSegment(pages int) (*segmentWriter, error) {
+	w.mu.Lock()
+	var s *segmentWriter
+	if n := len(w.free); n > 0 {
+		s, w.free = w.free[n-1], w.free[:n-1]
+	}
+	w.mu.Unlock()
+	if s != nil && s.room() < pages {
+		size, err := s.finish()
+		if err != nil {
+			return nil, err
+		}
+		w.m.segments.add(s.segment)
+		w.mu.Lock()
+		w.stats.Stored += size
+		w.mu.Unlock()
+		s = nil
+	}
+	if s != nil {
+		return s, nil
+	}
+	return w.r.openSegment(w.outer, w.m, w.entry, []string{w.in.ID})
+}
+
+func (w *diskWriter) giveSegment(s *segmentWriter) {
+	w.mu.Lock()
+	w.free = append(w.free, s)
+	w.mu.Unlock()
+}
+
+// unitWorker has one worker's buffers.
+type unitWorker struct {
+	*diskWriter
+	g       *format.Digester
+	x       extentScratch
+	in, out []byte // a unit each, aligned, TagSize more behind
+	old     []byte // a block of the parent's content
+	page    []byte // masked pages
+	reader  *unitReader
+	plan    []planned
+}
+
+// planned is an extent to be stored.
+type planned struct {
+	block int
+	mask  uint16
+}
+
+func newUnitWorker(w *diskWriter) *unitWorker {
+	return &unitWorker{
+		diskWriter: w, g: w.m.digester(),
+		in: disk.AlignedBuffer(format.LeafSize), out: disk.AlignedBuffer(format.LeafSize + format.PageSize),
+		old: make([]byte, format.BlockSize), page: make([]byte, format.BlockSize),
+		reader: newUnitReader(w.m, w.r.st),
+	}
+}
+
+var zeroPage [format.PageSize]byte
+
+func isZero(p []byte) bool {
+	for len(p) >= format.PageSize {
+		if p[0] != 0 || !bytes.Equal(p[:format.PageSize], zeroPage[:]) {
+			return false
+		}
+		p = p[format.PageSize:]
+	}
+	return bytes.Equal(p, zeroPage[:len(p)])
+}
+
+func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) {
+	if res.err = ctx.Err(); res.err != nil {
+		return res
+	}
+	start := index * format.LeafSize
+	n := min(format.LeafSize, u.size-start)
+	unread, err := u.readSource(u.in[:n], start)
+	if err != nil {
+		res.err = err
+		return res
+	}
+	clear(u.in[n:])
+	var digests, nodes [format.LeafBlocks]format.Digest
+	for b := range digests {
+		p := u.in[b*format.BlockSize : (b+1)*format.BlockSize]
+		switch {
+		case unread[b] != 0:
+			digests[b] = u.g.UnreadBlock(p, unread[b])
+			res.unread = append(res.unread, maskRanges(start+int64(b)*format.BlockSize, unread[b], u.size)...)
+		case !isZero(p):
+			digests[b] = u.g.Block(p)
+		}
+	}
+	nodes = digests
+	res.digest = u.g.Join32(&nodes)
+
+	var parent format.Ref
+	if u.parent != nil {
+		if parent, _, err = u.parent.ref(ctx, 0, index); err != nil {
+			if res.err = ctx.Err(); res.err != nil {
+				return res
+			}
+			parent = format.Ref{}
+			u.r.log.Error("parent's map is damaged here, the unit is stored anew", "disk", u.diskID(), "unit", index, "error", err)
+		}
+	}
+	count := Stats{Read: n}
+	if parent.Node == res.digest {
+		res.same, res.ref = true, parent
+		u.mu.Lock()
+		u.stats.Add(count)
+		u.mu.Unlock()
+		return res
+	}
+	old, err := u.m.maps.leaf(ctx, parent)
+	if err != nil {
+		if res.err = ctx.Err(); res.err != nil {
+			return res
+		}
+		u.r.log.Error("parent's map is damaged here, the unit is stored anew", "disk", u.diskID(), "unit", index, "error", err)
+		old = new(format.Leaf)
+	}
+	leaf := new(format.Leaf)
+	u.plan = u.plan[:0]
+	for b := range leaf {
+		if digests[b] == old[b].Digest {
+			leaf[b] = old[b]
+			continue
+		}
+		leaf[b] = format.Block{Digest: digests[b], Unread: unread[b]}
+		count.Changed += u.compare(ctx, b, &leaf[b], &old[b])
+	}
+	if res.err = u.storePlan(ctx, index, leaf, &count); res.err != nil {
+		return res
+	}
+	u.mu.Lock()
+	u.stats.Add(count)
+	u.account(leaf, old)
+	u.mu.Unlock()
+	if !leaf.Zero() {
+		res.leaf = leaf
+	}
+	return res
+}
+
+func (u *unitWorker) diskID() string { return u.diskWriter.in.ID }
+
+// account counts what the new leaf adds to and takes from segments. mu is held.
+func (u *unitWorker) account(now, old *format.Leaf) {
+	has := func(b *format.Block, e *format.Extent) bool {
+		for i := range b.Extents {
+			if b.Extents[i].Segment == e.Segment && b.Extents[i].Position == e.Position {
+				return true
+			}
+		}
+		return false
+	}
+	for b := range now {
+		for i := range now[b].Extents {
+			if e := &now[b].Extents[i]; !has(&old[b], e) {
+				u.usage.entry(e.Segment).Added += uint64(format.Pages(e.Stored))
+			}
+		}
+		for i := range old[b].Extents {
+			if e := &old[b].Extents[i]; !has(&now[b], e) {
+				u.usage.entry(e.Segment).Superseded += uint64(format.Pages(e.Stored))
+			}
+		}
+	}
+}
+
+// compare decides which pages of block b must be stored, keeps what is
+// unchanged of the old extents, and returns how many bytes differ.
+func (u *unitWorker) compare(ctx context.Context, b int, now, old *format.Block) (changed int64) {
+	p := u.in[b*format.BlockSize : (b+1)*format.BlockSize]
+	var nonzero uint16
+	for i := range format.PagesPerBlock {
+		if !isZero(p[i*format.PageSize : (i+1)*format.PageSize]) {
+			nonzero |= 1 << i
+		}
+	}
+	nonzero &^= now.Unread
+	differ := uint16(0xffff)
+	if !old.Zero() {
+		if err := u.reader.block(ctx, old, u.old); err != nil {
+			// The stored content is damaged: the block is stored anew and thereby healed for this and later recovery points.
+			u.r.log.Error("stored block of the parent is damaged, it is stored anew", "disk", u.diskID(), "error", err)
+			old = &format.Block{}
+		} else {
+			differ = old.Unread | now.Unread
+			for i := range format.PagesPerBlock {
+				if !bytes.Equal(p[i*format.PageSize:(i+1)*format.PageSize], u.old[i*format.PageSize:(i+1)*format.PageSize]) {
+					differ |= 1 << i
+				}
+			}
+		}
+	}
+	store := differ & nonzero
+	for _, e := range old.Extents {
+		if e.Live &^= differ; e.Live != 0 {
+			now.Extents = append(now.Extents, e)
+		}
+	}
+	// Too many extents make reading slow: the smallest are merged into the new one.
+	for len(now.Extents) >= maxExtents {
+		small := 0
+		for i := range now.Extents {
+			if format.Pages(now.Extents[i].Live) < format.Pages(now.Extents[small].Live) {
+				small = i
+			}
+		}
+		store |= now.Extents[small].Live
+		now.Extents = append(now.Extents[:small:small], now.Extents[small+1:]...)
+	}
+	if store != 0 {
+		u.plan = append(u.plan, planned{b, store})
+	}
+	if old.Zero() {
+		return int64(format.Pages(nonzero)) * format.PageSize
+	}
+	return int64(format.Pages(differ)) * format.PageSize
+}
+
+// storePlan stores the planned extents in one run of one segment (or more,
+// where it is full), after looking for them among an earlier attempt's.
+func (u *unitWorker) storePlan(ctx context.Context, index int64, leaf *format.Leaf, count *Stats) error {
+	pages := 0
+	plan := u.plan[:0]
+	for _, pl := range u.plan {
+		b := &leaf[pl.block]
+		if e, ok := u.resume.find(ctx, u.diskID(), index*format.LeafBlocks+int64(pl.block), pl.mask, b.Digest); ok {
+			b.Extents = append(b.Extents, e)
+			count.Reused += int64(format.Pages(pl.mask)) * format.PageSize
+			continue
+		}
+		plan = append(plan, pl)
+		pages += format.Pages(pl.mask)
+	}
+	if len(plan) == 0 {
+		return nil
+	}
+	s, err := u.takeSegment(pages)
+	if err != nil {
+		return err
+	}
+	at := 0
+	position := s.position
+	for _, pl := range plan {
+		b := &leaf[pl.block]
+		p := u.in[pl.block*format.BlockSize : (pl.block+1)*format.BlockSize]
+		if pl.mask != 0xffff {
+			p = gather(u.page, p, pl.mask)
+		}
+		tag := s.seal(u.g, &u.x, u.out[at:at+len(p)+format.TagSize], p, position, pl.mask)
+		b.Extents = append(b.Extents, format.Extent{Segment: s.name, Position: position, Stored: pl.mask, Live: pl.mask, Tag: tag})
+		s.toc.Extents = append(s.toc.Extents, format.TOCExtent{
+			Block: index*format.LeafBlocks + int64(pl.block), Position: position, Mask: pl.mask, Tag: tag, Digest: [16]byte(b.Digest[:16]),
+		})
+		at += len(p)
+		position += uint32(len(p) / format.PageSize)
+	}
+	if err := s.append(u.out[:at]); err != nil {
+		return errors.Join(err, s.w.Abort())
+	}
+	u.giveSegment(s)
+	return nil
+}
+
+// gather copies the pages of mask behind each other.
+func gather(dst, block []byte, mask uint16) []byte {
+	n := 0
+	for i := range format.PagesPerBlock {
+		if mask&(1<<i) != 0 {
+			n += copy(dst[n:n+format.PageSize], block[i*format.PageSize:])
+		}
+	}
+	return dst[:n]
+}
+
+// readSource fills p from the source. Where it has bad ranges, they are
+// narrowed down to pages, which stay zero and are named in the masks.
+func (u *unitWorker) readSource(p []byte, off int64) (unread [format.LeafBlocks]uint16, err error) {
+	src := u.diskWriter.in.Source
+	err = readSourceFull(src, p, off)
+	if err == nil || u.diskWriter.in.Unreadable == nil || !u.diskWriter.in.Unreadable(err) {
+		return unread, err
+	}
+	if !u.opts.Unread {
+		return unread, fmt.Errorf("disk cannot be read at %d: %w", off, err)
+	}
+	for b := 0; b*format.BlockSize < len(p); b++ {
+		block := p[b*format.BlockSize : min((b+1)*format.BlockSize, len(p))]
+		at := off + int64(b)*format.BlockSize
+		if err := readSourceFull(src, block, at); err == nil {
+			continue
+		} else if !u.diskWriter.in.Unreadable(err) {
+			return unread, err
+		}
+		for i := 0; i*format.PageSize < len(block); i++ {
+			page := block[i*format.PageSize : min((i+1)*format.PageSize, len(block))]
+			if err := readSourceFull(src, page, at+int64(i)*format.PageSize); err == nil {
+				continue
+			} else if !u.diskWriter.in.Unreadable(err) {
+				return unread, err
+			}
+			clear(page)
+			unread[b] |= 1 << i
+		}
+	}
+	return unread, nil
+}
+
+func readSourceFull(src io.ReaderAt, p []byte, off int64) error {
+	n, err := src.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return fmt.Errorf("read source at %d: %w", off+int64(n), io.ErrUnexpectedEOF)
+	}
+	return err
+}
+
+// overlaps reports whether one of rs meets [start, end).
+func overlaps(rs disk.Ranges, start, end int64) bool {
+	i := sort.Search(len(rs), func(i int) bool { return rs[i].End() > start })
+	return i < len(rs) && rs[i].Offset < end
+}
+
+// maskRanges gives the byte ranges of a block's pages, cut at the disk's size.
+func maskRanges(start int64, mask uint16, size int64) (rs []disk.Range) {
+	for i := range format.PagesPerBlock {
+		if mask&(1<<i) == 0 {
+			continue
+		}
+		r := disk.Range{Offset: start + int64(i)*format.PageSize, Length: format.PageSize}
+		if r.Length = min(r.Length, size-r.Offset); r.Length <= 0 {
+			break
+		}
+		if n := len(rs); n > 0 && rs[n-1].End() == r.Offset {
+			rs[n-1].Length += r.Length
+			continue
+		}
+		rs = append(rs, r)
+	}
+	return rs
+}

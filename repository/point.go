@@ -1,0 +1,351 @@
+package repository
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/store"
+)
+
+// BeginOptions for a new recovery point.
+type BeginOptions struct {
+	Full    bool   // store everything anew, whatever the parent has
+	PointID string // "" draws one
+	// Unread makes a recovery point of a source with bad ranges: they are
+	// recorded as unread. Otherwise a bad range ends the backup.
+	Unread bool
+}
+
+// PointWriter makes one recovery point: WriteDisk for each disk, FinishMaps,
+// then Commit. Until Commit nothing of it is listed.
+type PointWriter struct {
+	r       *Repository
+	m       *machine
+	opts    BeginOptions
+	entry   int64 // log entry to commit as
+	last    string
+	seen    int
+	parent  *Manifest
+	maps    *mapWriter
+	resume  *leftovers
+	id      string
+	mapDone int64
+}
+
+// Begin starts a recovery point on the newest one of the machine as parent.
+func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*PointWriter, error) {
+	if r.writer == nil {
+		return nil, errors.New("begin recovery point: repository is open for reading only")
+	}
+	m, err := r.machine(ctx, mid)
+	if err != nil {
+		return nil, err
+	}
+	records, err := r.readLog(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	w := &PointWriter{r: r, m: m, opts: o, entry: int64(len(records)), seen: len(records), id: o.PointID}
+	if w.id == "" {
+		w.id = newID()
+	}
+	if w.entry >= 1<<32 {
+		return nil, fmt.Errorf("begin recovery point: machine log is full")
+	}
+	if len(records) > 0 {
+		w.last = records[len(records)-1].digest
+	}
+	points := listed(records, mid)
+	// A parent whose manifest is damaged must not stop backups: the one before
+	// it serves as well, for every recovery point is complete.
+	for i := len(points) - 1; i >= 0 && w.parent == nil; i-- {
+		if w.parent, err = r.Manifest(ctx, points[i]); err != nil {
+			if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound) {
+				return nil, err
+			}
+			r.log.Error("recovery point cannot serve as parent", "point", points[i].ID, "error", err)
+		}
+	}
+	w.maps = &mapWriter{r: r, m: m, entry: w.entry, ctx: ctx}
+	if w.resume, err = findLeftovers(ctx, r, m, w.entry); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// ID is the recovery point's id.
+func (w *PointWriter) ID() string { return w.id }
+
+// Parent is the manifest of the recovery point this one follows, nil for the first.
+func (w *PointWriter) Parent() *Manifest { return w.parent }
+
+// DiskSource is what a disk is read from; source.Disk has these methods.
+type DiskSource interface {
+	io.ReaderAt
+	Size() int64
+	NextData(off int64) (disk.Range, error)
+}
+
+// DiskInput describes one disk to write.
+type DiskInput struct {
+	ID     string
+	Source DiskSource
+	// Changed are the ranges that may differ from the parent, where Known.
+	Changed []disk.Range
+	Known   bool
+	Why     string // of Known: the evidence of the change source
+	// Unreadable says whether an error of Source is about a bad range that
+	// smaller reads may narrow down.
+	Unreadable func(error) bool
+	Progress   func(done, total int64)
+}
+
+func (w *PointWriter) parentDisk(id string) *Disk {
+	if w.parent == nil {
+		return nil
+	}
+	for i := range w.parent.Disks {
+		if w.parent.Disks[i].ID == id {
+			return &w.parent.Disks[i]
+		}
+	}
+	return nil
+}
+
+// WriteDisk reads a disk, stores what differs from the parent, and gives its
+// part of the manifest. One disk at a time.
+func (w *PointWriter) WriteDisk(ctx context.Context, in DiskInput) (Disk, error) {
+	size := in.Source.Size()
+	if size < 0 || size > 1<<62 {
+		return Disk{}, fmt.Errorf("write disk %s: size %d", in.ID, size)
+	}
+	d := Disk{ID: in.ID, Size: size, Changes: "scan"}
+	if in.Known {
+		d.Changes = "cbt"
+	}
+	if in.Why != "" {
+		d.Changes += ": " + in.Why
+	}
+	dw := &diskWriter{PointWriter: w, in: in, size: size, usage: usage{}}
+	if pd := w.parentDisk(in.ID); pd != nil && !w.opts.Full {
+		t, err := w.m.openTree(*pd)
+		if err != nil {
+			w.r.log.Error("parent's map cannot be used, everything is stored anew", "disk", in.ID, "error", err)
+		} else {
+			dw.parent = t
+		}
+	}
+	g := w.m.digester()
+	defer w.m.release(g)
+	before := w.maps.offset + w.maps.total
+	dw.tree = &treeBuilder{w: w.maps, g: g, level: format.Levels(size), leaves: format.LeafCount(size), parent: dw.parent}
+	if err := dw.run(ctx); err != nil {
+		return Disk{}, fmt.Errorf("write disk %s: %w", in.ID, err)
+	}
+	usage, err := dw.usage.write(ctx, w.maps)
+	if err != nil {
+		return Disk{}, fmt.Errorf("write disk %s: %w", in.ID, err)
+	}
+	root := g.Root(size, dw.tree.root.Node)
+	d.ContentRoot = hex.EncodeToString(root[:])
+	d.Map, d.Usage = dw.tree.mapRef(), usage
+	d.Stats = dw.stats
+	d.Stats.Map = w.maps.offset + w.maps.total - before
+	for _, u := range dw.unread {
+		if n := len(d.Unread); n > 0 && d.Unread[n-1].End() == u.Offset {
+			d.Unread[n-1].Length += u.Length
+		} else {
+			d.Unread = append(d.Unread, u)
+		}
+	}
+	return d, nil
+}
+
+// FinishMaps makes the maps durable: afterwards OpenDisk reads the disks
+// through the uncommitted recovery point, and no more disks can be written.
+func (w *PointWriter) FinishMaps() error { return w.maps.finish() }
+
+// OpenDisk reads a disk of the uncommitted recovery point, after FinishMaps.
+func (w *PointWriter) OpenDisk(ctx context.Context, d Disk) (*DiskReader, error) {
+	return w.r.OpenDisk(ctx, w.m.ID, d)
+}
+
+// Commit stores the manifest and the log entry. ErrConflict says that another
+// writer committed, or that data may have been reclaimed, since Begin.
+func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
+	if err := w.maps.finish(); err != nil {
+		return Point{}, fmt.Errorf("commit: %w", err)
+	}
+	mf.Format, mf.Repository = 1, w.r.cfg.ID
+	mf.Machine, mf.MachineName, mf.Point = w.m.ID, w.m.Name, w.id
+	if w.parent != nil {
+		mf.Parent = w.parent.Point
+	}
+	mf.Written = w.r.clock()
+	digest, err := w.r.putManifest(ctx, w.m, mf)
+	if err != nil {
+		return Point{}, fmt.Errorf("commit: %w", err)
+	}
+	for {
+		e := logEntry{N: w.entry, Kind: entryCommit, Point: w.id, Manifest: digest, Parent: mf.Parent}
+		err := w.r.appendLog(ctx, w.m, e, w.last)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, store.ErrExist) {
+			return Point{}, fmt.Errorf("commit: %w", err)
+		}
+		if err := w.recheck(ctx, mf.Parent); err != nil {
+			return Point{}, fmt.Errorf("commit: %w", err)
+		}
+	}
+	records, err := w.r.readLog(ctx, w.m)
+	if err != nil {
+		return Point{}, fmt.Errorf("read back commit: %w", err)
+	}
+	for _, p := range listed(records, w.m.ID) {
+		if p.ID == w.id {
+			return p, nil
+		}
+	}
+	return Point{}, fmt.Errorf("read back commit: %w", ErrConflict)
+}
+
+// recheck looks at entries that others wrote since Begin: only deletions of
+// other recovery points leave everything referenced in its place.
+func (w *PointWriter) recheck(ctx context.Context, parent string) error {
+	records, err := w.r.readLog(ctx, w.m)
+	if err != nil {
+		return err
+	}
+	for _, rec := range records[w.seen:] {
+		if rec.err != nil || rec.Kind != entryDelete || rec.Point == parent {
+			return fmt.Errorf("machine log entry %d: %w", rec.N, ErrConflict)
+		}
+	}
+	w.seen = len(records)
+	w.entry, w.last = int64(len(records)), records[len(records)-1].digest
+	return nil
+}
+
+// Abort drops what is not durable yet; durable segments serve the next attempt.
+func (w *PointWriter) Abort() { w.maps.abort() }
+
+// leftovers finds what an interrupted attempt at the same log entry stored.
+// Tables of contents are read when wanted and kept in a bounded cache.
+type leftovers struct {
+	r    *Repository
+	m    *machine
+	mu   sync.Mutex
+	segs []leftover
+	hot  []*leftoverTOC // most recent last
+}
+
+type leftover struct {
+	name format.Name
+	key  string
+	// which blocks it may hold, by disk id; nil before it was read once
+	spans map[string][2]int64
+	bad   bool
+}
+
+type leftoverTOC struct {
+	seg int
+	by  map[leftoverKey][]format.TOCExtent
+}
+
+type leftoverKey struct {
+	disk  string
+	block int64
+}
+
+const maxHotTOCs = 16
+
+func findLeftovers(ctx context.Context, r *Repository, m *machine, entry int64) (*leftovers, error) {
+	l := &leftovers{r: r, m: m}
+	prefix := format.AttemptPrefix(m.ID, entry)
+	err := r.st.List(ctx, prefix, func(i store.Info) error {
+		name, err := format.ParseName(format.NewName(entry, 0).String()[:8] + i.Key[len(prefix):])
+		if err == nil {
+			l.segs = append(l.segs, leftover{name: name, key: i.Key})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for an interrupted attempt: %w", err)
+	}
+	return l, nil
+}
+
+func (l *leftovers) load(ctx context.Context, i int) *leftoverTOC {
+	for k, t := range l.hot {
+		if t.seg == i {
+			l.hot = append(append(l.hot[:k:k], l.hot[k+1:]...), t)
+			return t
+		}
+	}
+	s := &l.segs[i]
+	toc, err := readTOC(ctx, l.r.st, l.m, s.key)
+	if err != nil {
+		l.r.log.Warn("segment of an interrupted attempt is not used", "object", s.key, "error", err)
+		s.bad = true
+		return nil
+	}
+	t := &leftoverTOC{seg: i, by: map[leftoverKey][]format.TOCExtent{}}
+	s.spans = map[string][2]int64{}
+	for _, e := range toc.Extents {
+		id := toc.Disks[e.Disk]
+		k := leftoverKey{id, e.Block}
+		t.by[k] = append(t.by[k], e)
+		span, ok := s.spans[id]
+		if !ok {
+			span = [2]int64{e.Block, e.Block}
+		}
+		s.spans[id] = [2]int64{min(span[0], e.Block), max(span[1], e.Block)}
+	}
+	if len(l.hot) >= maxHotTOCs {
+		l.hot = l.hot[1:]
+	}
+	l.hot = append(l.hot, t)
+	return t
+}
+
+// find looks for an extent of exactly these pages and content.
+func (l *leftovers) find(ctx context.Context, diskID string, block int64, mask uint16, digest format.Digest) (format.Extent, bool) {
+	if len(l.segs) == 0 {
+		return format.Extent{}, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.segs {
+		s := &l.segs[i]
+		if s.bad {
+			continue
+		}
+		if s.spans != nil {
+			if span, ok := s.spans[diskID]; !ok || block < span[0] || block > span[1] {
+				continue
+			}
+		}
+		t := l.load(ctx, i)
+		if t == nil {
+			continue
+		}
+		for _, e := range t.by[leftoverKey{diskID, block}] {
+			if e.Mask == mask && e.Digest == [16]byte(digest[:16]) {
+				return format.Extent{Segment: s.name, Position: e.Position, Stored: e.Mask, Live: e.Mask, Tag: e.Tag}, true
+			}
+		}
+	}
+	return format.Extent{}, false
+}
+
+// workers is how many units are in flight: some read or write while others compute.
+func workers() int { return min(max(2*runtime.GOMAXPROCS(0), 4), 16) }

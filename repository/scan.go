@@ -1,0 +1,278 @@
+package repository
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository/format"
+)
+
+// ScanOptions say what to do with a disk's content. All functions are called
+// concurrently, for disjoint ranges.
+type ScanOptions struct {
+	// Data gets verified content, one call a unit of at most 2 MiB; p is aligned
+	// and the callee may not keep it. nil only verifies.
+	Data func(off int64, p []byte) error
+	// Zero gets ranges that are zeroes, of any length.
+	Zero func(off, length int64) error
+	// Damaged gets what cannot be read and says whether to go on (nil). nil ends the scan.
+	Damaged func(*DamageError) error
+	// Progress is called with the bytes done so far.
+	Progress func(done, total int64)
+}
+
+// Scan reads a whole disk, verifies tags and digests, hands on the content and
+// compares the content root at the end. With Damaged set it returns nil
+// although ranges were damaged; whole is false then.
+func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err error) {
+	s := &scan{DiskReader: d, o: o, leaves: format.LeafCount(d.disk.Size), pending: map[int64]format.Digest{}, whole: true}
+	s.hash.level = d.tree.level
+	group, ctx := errgroup.WithContext(ctx)
+	n := workers()
+	units := make(chan int64, n)
+	group.Go(func() error {
+		defer close(units)
+		return s.dispatch(ctx, units)
+	})
+	for range n {
+		group.Go(func() error {
+			g := d.m.digester()
+			defer d.m.release(g)
+			r := newUnitReader(d.m, d.st)
+			buf := disk.AlignedBuffer(format.LeafSize + format.PageSize)
+			for i := range units {
+				if err := s.unit(ctx, g, r, buf, i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return false, err
+	}
+	if !s.whole {
+		return false, nil
+	}
+	g := d.m.digester()
+	defer d.m.release(g)
+	root := g.Root(d.disk.Size, s.hash.root(g))
+	if got := hex.EncodeToString(root[:]); got != d.disk.ContentRoot {
+		return false, &DamageError{Object: "manifest", Machine: d.m.ID, Disk: d.disk.ID, Err: errors.New("content root of what was read is not the recovery point's")}
+	}
+	return true, nil
+}
+
+type scan struct {
+	*DiskReader
+	o      ScanOptions
+	leaves int64
+
+	mu      sync.Mutex
+	hash    treeHash
+	next    int64                   // leaf whose node comes next
+	pending map[int64]format.Digest // nodes of leaves that finished early; bounded by what is in flight
+	zeros   map[int64]int64
+	done    int64
+	whole   bool
+}
+
+func (s *scan) dispatch(ctx context.Context, units chan<- int64) error {
+	for i := int64(0); i < s.leaves; {
+		skip, err := s.skip(i)
+		if err != nil {
+			// Below here the map is damaged: the unit's worker finds and reports it.
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			skip = 0
+		}
+		if skip = min(skip, s.leaves-i); skip > 0 {
+			off := i * format.LeafSize
+			length := min(skip*format.LeafSize, s.disk.Size-off)
+			if s.o.Zero != nil && length > 0 {
+				if err := s.o.Zero(off, length); err != nil {
+					return err
+				}
+			}
+			s.finish(i, skip, format.Digest{}, length)
+			i += skip
+			continue
+		}
+		select {
+		case units <- i:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		i++
+	}
+	return nil
+}
+
+// finish takes the nodes of n leaves from i on (n > 1: zeroes).
+func (s *scan) finish(i, n int64, node format.Digest, length int64) {
+	g := s.m.digester()
+	defer s.m.release(g)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done += length
+	if n > 1 || node.Zero() {
+		if s.zeros == nil {
+			s.zeros = map[int64]int64{}
+		}
+		s.zeros[i] = n
+	} else {
+		s.pending[i] = node
+	}
+	for {
+		if n, ok := s.zeros[s.next]; ok {
+			delete(s.zeros, s.next)
+			s.hash.zeros(g, n)
+			s.next += n
+		} else if d, ok := s.pending[s.next]; ok {
+			delete(s.pending, s.next)
+			s.hash.add(g, d)
+			s.next++
+		} else {
+			break
+		}
+	}
+	if s.o.Progress != nil {
+		s.o.Progress(s.done, s.disk.Size)
+	}
+}
+
+func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf []byte, index int64) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	off := index * format.LeafSize
+	length := min(format.LeafSize, s.disk.Size-off)
+	bad := func(err error, at, n int64) error {
+		err = s.locate(err, at, n)
+		var de *DamageError
+		if !errors.As(err, &de) || s.o.Damaged == nil {
+			return err
+		}
+		s.mu.Lock()
+		s.whole = false
+		s.mu.Unlock()
+		return s.o.Damaged(de)
+	}
+	l, _, err := s.tree.leaf(ctx, index)
+	if err != nil {
+		if err := bad(err, off, length); err != nil {
+			return err
+		}
+		s.finish(index, 1, format.Digest{}, length)
+		return nil
+	}
+	broken := [format.LeafBlocks]bool{}
+	err = r.unit(ctx, l, 0, format.LeafBlocks, buf, func(err error, block int) error {
+		if broken[block] {
+			return nil
+		}
+		broken[block] = true
+		return bad(err, off+int64(block)*format.BlockSize, format.BlockSize)
+	})
+	if err != nil {
+		return err
+	}
+	var digests [format.LeafBlocks]format.Digest
+	for b := range l {
+		p := buf[b*format.BlockSize : (b+1)*format.BlockSize]
+		switch {
+		case l[b].Unread != 0:
+			digests[b] = g.UnreadBlock(p, l[b].Unread)
+		case !isZero(p):
+			digests[b] = g.Block(p)
+		}
+		if digests[b] != l[b].Digest && !broken[b] {
+			clear(p)
+			err := &DamageError{Object: "segment", Err: fmt.Errorf("content does not have its digest: %w", format.ErrCorrupt)}
+			if err := bad(err, off+int64(b)*format.BlockSize, format.BlockSize); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.emit(buf[:length], off, l); err != nil {
+		return err
+	}
+	s.finish(index, 1, g.Join32(&digests), length)
+	return nil
+}
+
+// emit hands on a unit: zero blocks as zeroes, what lies between as data.
+func (s *scan) emit(p []byte, off int64, l *format.Leaf) error {
+	for b := 0; b*format.BlockSize < len(p); {
+		e := b + 1
+		for e < format.LeafBlocks && l[e].Zero() == l[b].Zero() {
+			e++
+		}
+		from, to := b*format.BlockSize, min(e*format.BlockSize, len(p))
+		var err error
+		if l[b].Zero() {
+			if s.o.Zero != nil {
+				err = s.o.Zero(off+int64(from), int64(to-from))
+			}
+		} else if s.o.Data != nil {
+			err = s.o.Data(off+int64(from), p[from:to])
+		}
+		if err != nil {
+			return err
+		}
+		b = e
+	}
+	return nil
+}
+
+// treeHash computes the root over leaf nodes as they come in order.
+type treeHash struct {
+	level int
+	rows  [format.MaxLevel + 2][format.Fanout]format.Digest
+	fill  [format.MaxLevel + 2]int
+	top   format.Digest
+}
+
+func (t *treeHash) add(g *format.Digester, d format.Digest) {
+	for level := 1; level <= t.level; level++ {
+		t.rows[level][t.fill[level]] = d
+		t.fill[level]++
+		if t.fill[level] < format.Fanout {
+			return
+		}
+		d = g.Join32(&t.rows[level])
+		t.rows[level], t.fill[level] = [format.Fanout]format.Digest{}, 0
+	}
+	t.top = d
+}
+
+func (t *treeHash) zeros(g *format.Digester, n int64) {
+	for ; n > 0; n-- {
+		t.add(g, format.Digest{})
+	}
+}
+
+func (t *treeHash) root(g *format.Digester) format.Digest {
+	if t.level == 0 {
+		return t.top
+	}
+	for level := 1; level <= t.level; level++ {
+		if t.fill[level] == 0 {
+			continue
+		}
+		d := g.Join32(&t.rows[level])
+		if level == t.level {
+			return d
+		}
+		t.rows[level+1][t.fill[level+1]] = d
+		t.fill[level+1]++
+	}
+	return t.top
+}
