@@ -242,11 +242,11 @@ func (c *Client) ExportHeader(ctx context.Context, point, disk, volume string, w
 	n, err := io.Copy(w, io.LimitReader(resp.Body, maxHeaderBytes+1))
 	switch {
 	case err != nil:
-		return n, fmt.Errorf("export header: %w", err)
+		return n, fmt.Errorf("read the header: %w", err)
 	case n > maxHeaderBytes:
-		return n, fmt.Errorf("export header: the answer is longer than %d bytes", maxHeaderBytes)
+		return n, fmt.Errorf("read the header: the answer is longer than %d bytes", maxHeaderBytes)
 	case resp.ContentLength >= 0 && n != resp.ContentLength:
-		return n, fmt.Errorf("export header: the answer ended after %d of %d bytes", n, resp.ContentLength)
+		return n, fmt.Errorf("read the header: the answer ended after %d of %d bytes", n, resp.ContentLength)
 	}
 	return n, nil
 }

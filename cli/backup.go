@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -92,70 +93,83 @@ func openedText(v api.Volume) string {
 	}
 }
 
-// warnPoint is loud about a recovery point that may not open one day.
+// warnPoint says that a recovery point may not open one day, and loudly that it
+// does not.
 func (a *app) warnPoint(p api.Point) {
-	var title, meaning string
+	id, machine := screen.CleanLine(p.ID), screen.CleanLine(p.Machine)
 	switch p.State {
-	case api.StateUnrecoverable:
-		title = "UNRECOVERABLE"
-		meaning = "is stored and kept, but no secret in custody opens it.\nRestored today, it would be ciphertext that nobody can read."
 	case api.StateUnproven:
-		title = "UNPROVEN"
-		meaning = "is stored, but nothing has shown yet that a secret in\ncustody opens it."
+		a.warnf("warning: recovery point %s of %s is UNPROVEN: nothing has shown yet that a secret opens it", id, machine)
+		for _, why := range reasons(p) {
+			a.warnf("  - %s", why)
+		}
+		a.warnf("hint: lockstep prove %s", id)
+		return
 	case api.StateAtRisk:
-		title = "AT RISK"
-		meaning = "opens with a secret in custody, but that may not last."
+		a.warnf("warning: recovery point %s of %s is AT RISK: a secret opens it, but that may not last", id, machine)
+		for _, why := range reasons(p) {
+			a.warnf("  - %s", why)
+		}
+		a.warnf("hint: lockstep point show %s", id)
+		return
+	case api.StateUnrecoverable:
 	default:
 		return
 	}
-	machine := screen.CleanLine(p.Machine)
-	var b strings.Builder
-	line := func(format string, args ...any) {
-		b.WriteString(strings.TrimRight("!!  "+fmt.Sprintf(format, args...), " ") + "\n")
+	lines := []string{
+		screen.NewStyle(a.env.IsTerminal(a.env.Stderr), a.env.Getenv).Paint(screen.Alarm, "UNRECOVERABLE"),
+		"",
+		"Recovery point " + id + " of " + machine,
+		"is stored and kept, but no secret in custody opens it.",
+		"Restored today, it is ciphertext that nobody can read.",
 	}
-	rule := strings.Repeat("!", 72) + "\n"
-	b.WriteString(rule)
-	line("%s", screen.NewStyle(a.env.IsTerminal(a.env.Stderr), a.env.Getenv).Paint(screen.StateColour(p.State), " "+title+" "))
-	line("")
-	line("The recovery point %s", screen.CleanLine(p.ID))
-	line("of %s %s", machine, strings.ReplaceAll(meaning, "\n", "\n!!  "))
-	whys := p.Why
+	if whys := reasons(p); len(whys) > 0 {
+		lines = append(lines, "", "Why:")
+		for _, why := range whys {
+			lines = append(lines, "  - "+why)
+		}
+	}
+	lines = append(lines,
+		"",
+		"What to do: give Lockstep the passphrase that opens the disk today,",
+		"  lockstep secret add "+machine+" --kind passphrase --file -",
+		"It is tried at once; if it opens the recovery point, that is proven.",
+		"A volume that nobody needs, such as swap with a random key, is declared:",
+		"  lockstep volume not-needed "+machine+" DISK/VOLUME --reason TEXT",
+	)
+	rule := strings.Repeat("!", 76)
+	a.warnf("\n%s", rule)
+	for _, line := range lines {
+		a.warnf("%s", strings.TrimRight("!!  "+line, " "))
+	}
+	a.warnf("%s\n", rule)
+}
+
+// reasons are why a recovery point is in its state, its volumes' included.
+func reasons(p api.Point) []string {
+	var out []string
+	add := func(s string) {
+		if s = screen.CleanLine(s); !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	for _, why := range p.Why {
+		add(why)
+	}
 	for _, d := range p.Disks {
 		for _, v := range d.Volumes {
-			if v.State != api.StateProven && v.NotNeeded == "" {
-				for _, why := range v.Why {
-					whys = append(whys[:len(whys):len(whys)], d.ID+"/"+v.ID+": "+why)
+			if v.State == api.StateProven || v.NotNeeded != "" {
+				continue
+			}
+			for _, why := range v.Why {
+				// The recovery point may say it already, with the volume's name or without.
+				if !slices.ContainsFunc(out, func(s string) bool { return strings.HasSuffix(s, screen.CleanLine(why)) }) {
+					add(d.ID + "/" + v.ID + ": " + why)
 				}
 			}
 		}
 	}
-	if len(whys) > 0 {
-		line("")
-		line("Why:")
-		seen := map[string]bool{}
-		for _, why := range whys {
-			if !seen[why] {
-				seen[why] = true
-				line("  - %s", screen.CleanLine(why))
-			}
-		}
-	}
-	line("")
-	line("What to do:")
-	switch p.State {
-	case api.StateUnrecoverable:
-		line("  Give Lockstep the passphrase that opens the disk today:")
-		line("    lockstep secret add %s --kind passphrase --file -", machine)
-		line("  It is tried at once, and the recovery point becomes proven if it opens it.")
-		line("  For a volume that nobody needs, such as swap with a random key:")
-		line("    lockstep volume not-needed %s DISK/VOLUME --reason TEXT", machine)
-	case api.StateUnproven:
-		line("    lockstep prove %s", screen.CleanLine(p.ID))
-	case api.StateAtRisk:
-		line("    lockstep point show %s", screen.CleanLine(p.ID))
-	}
-	b.WriteString(rule)
-	_, _ = io.WriteString(a.env.Stderr, "\n"+b.String())
+	return out
 }
 
 func (a *app) proveCommand() *cobra.Command {
@@ -320,7 +334,7 @@ recovery points it touches, and the exit status is 6.`,
 func (a *app) printVerified(w io.Writer, v api.VerifyResult) {
 	verdict := a.style.Paint(screen.Green, "no damage")
 	if len(v.Damage) > 0 {
-		verdict = a.style.Paint(screen.Alarm, screen.Count(len(v.Damage), "damage", "damages"))
+		verdict = a.style.Paint(screen.Alarm, "DAMAGED in "+screen.Count(len(v.Damage), "place", "places"))
 	}
 	if !a.quiet || len(v.Damage) > 0 {
 		_, _ = fmt.Fprintf(w, "read back %s, %s, %s: %s\n", screen.Count(v.Points, "recovery point", "recovery points"),

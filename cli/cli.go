@@ -205,12 +205,12 @@ NAME@TIME (the newest at or before that time). Times are RFC 3339 UTC.`,
 		a.statusCommand(), a.verifyCommand(), a.jobCommand(), a.auditCommand(), a.catalogCommand(),
 		a.versionCommand(),
 	)
-	root.SetHelpCommandGroupID(groupWatch)
+	root.SetHelpCommand(a.helpCommand())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError(cmd, "%s: %v", operation(cmd), err)
 	})
 	root.SetUsageTemplate(usageTemplate)
-	root.Annotations = map[string]string{exitAnnotation: exitLines(nil)}
+	root.Annotations = map[string]string{exitAnnotation: exitLines(precedence)}
 	root.Args = cobra.ArbitraryArgs
 	root.RunE = groupRun
 	return root
@@ -235,12 +235,12 @@ const usageTemplate = `Usage:
 {{- range $group := .Groups}}
 
 {{.Title}}
-{{- range $cmds}}{{if (and (eq .GroupID $group.ID) (or .IsAvailableCommand (eq .Name "help")))}}
+{{- range $cmds}}{{if (and (eq .GroupID $group.ID) .IsAvailableCommand)}}
   {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}
 {{- if not .AllChildCommandsHaveGroup}}
 
 Commands:
-{{- range $cmds}}{{if (and (eq .GroupID "") (or .IsAvailableCommand (eq .Name "help")))}}
+{{- range $cmds}}{{if (and (eq .GroupID "") .IsAvailableCommand)}}
   {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}{{end}}
 {{- if .HasAvailableLocalFlags}}
 
@@ -301,10 +301,16 @@ func (a *app) group(name, short, groupID, example string, children ...*cobra.Com
 func groupRun(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		err := usageError(cmd, "%s: there is no command %q", operation(cmd), args[0])
+		cmd.SuggestionsMinimumDistance = 2
 		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 			err = WithHint(err, "did you mean '"+cmd.CommandPath()+" "+near[0]+"'?")
 		}
 		return err
+	}
+	if !cmd.HasParent() {
+		cmd.SetOut(cmd.ErrOrStderr())
+		_ = cmd.Help()
+		return usageError(cmd, "usage: which command?")
 	}
 	names := make([]string, 0, 8)
 	for _, c := range cmd.Commands() {

@@ -131,18 +131,9 @@ func exitOf(ctx context.Context, err error) int {
 		return api.ExitFailed
 	case errors.Is(err, fs.ErrExist):
 		return api.ExitTarget
-	case isUnknownCommand(err):
-		return api.ExitUsage
 	default:
 		return api.ExitFailed
 	}
-}
-
-// isUnknownCommand recognises what cobra says of "lockstep help NOTHING" and of
-// arguments it refuses before any of our code runs; it has no type for it.
-func isUnknownCommand(err error) bool {
-	return strings.HasPrefix(err.Error(), "unknown command ") ||
-		strings.HasPrefix(err.Error(), "unknown help topic ")
 }
 
 // generalHints are given where nobody knows better.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -176,7 +177,8 @@ its own. The exit status is the job's. Interrupted, the job goes on.`,
 						a.printed = true
 						return enc.Encode(e)
 					}
-					_, err := fmt.Fprintf(a.env.Stdout, "%s  %-8s  %s\n", screen.Stamp(e.Time), screen.CleanLine(e.Kind), screen.CleanLine(screen.Describe(e)))
+					line := fmt.Sprintf("%s  %-8s  %s", screen.Stamp(e.Time), e.Kind, screen.Describe(e))
+					_, err := fmt.Fprintln(a.env.Stdout, strings.TrimRight(screen.CleanLine(line), " "))
 					return err
 				})
 				if err != nil {

@@ -236,3 +236,20 @@ func (a *app) versionCommand() *cobra.Command {
 	cmd.GroupID = groupWatch
 	return cmd
 }
+
+func (a *app) helpCommand() *cobra.Command {
+	cmd := a.leaf(command{
+		use: "help [COMMAND]", short: "Print the help of a command",
+		example: "lockstep help secret add",
+		args:    cobra.ArbitraryArgs,
+		run: func(_ context.Context, cmd *cobra.Command, args []string) error {
+			found, rest, err := a.root.Find(args)
+			if err != nil || found == nil || len(rest) > 0 {
+				return usageError(cmd, "help: there is no command %q", strings.Join(args, " "))
+			}
+			return found.Help()
+		},
+	})
+	cmd.GroupID = groupWatch
+	return cmd
+}

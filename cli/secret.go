@@ -27,10 +27,12 @@ func (a *app) secretCommand() *cobra.Command {
 		a.secretAdd(), a.secretList(), a.secretShow(), a.secretVersions(),
 		a.secretChange("disable", "Deactivate a secret or one version of it",
 			"A deactivated version is kept and still opens what it opens; recovery points that\nhave nothing else are at risk.",
+			"web01@1 --reason 'passphrase changed in spring'",
 			(*api.Client).DisableSecret),
-		a.secretChange("enable", "Take a deactivation back", "", (*api.Client).EnableSecret),
+		a.secretChange("enable", "Take a deactivation back", "", "web01@1 --reason 'still used by db02'", (*api.Client).EnableSecret),
 		a.secretChange("destroy", "Destroy a version that no recovery point needs",
 			"A version that a recovery point holds is not destroyed: the exit status is 4, and\nthe recovery points are listed.",
+			"web01@2 --reason 'never used'",
 			(*api.Client).DestroySecret),
 		a.secretRelease())
 }
@@ -341,11 +343,11 @@ func (a *app) secretVersions() *cobra.Command {
 }
 
 // secretChange is disable, enable and destroy.
-func (a *app) secretChange(verb, short, long string, do func(*api.Client, context.Context, string, string) (api.Secret, error)) *cobra.Command {
+func (a *app) secretChange(verb, short, long, example string, do func(*api.Client, context.Context, string, string) (api.Secret, error)) *cobra.Command {
 	var reason string
 	cmd := a.leaf(command{
 		use: verb + " SECRET[@VERSION] [--reason TEXT]", short: short, long: long,
-		example: "lockstep secret " + verb + " web01@1 --reason 'passphrase changed in spring'",
+		example: "lockstep secret " + verb + " " + example,
 		exits:   []int{api.ExitRefused},
 		args:    cobra.ExactArgs(1),
 		run: func(ctx context.Context, _ *cobra.Command, args []string) error {

@@ -75,9 +75,13 @@ func (a *app) printDisks(w io.Writer, disks []api.DiskView) {
 		if i > 0 {
 			_, _ = fmt.Fprintln(w)
 		}
-		_, _ = fmt.Fprintf(w, "%s  %s\n", a.style.Paint(screen.Bold, screen.CleanLine(d.ID)), screen.Size(d.SizeBytes))
 		if d.Error != "" {
-			_, _ = fmt.Fprintf(w, "  cannot be read: %s\n", screen.CleanLine(d.Error))
+			_, _ = fmt.Fprintf(w, "%s  cannot be read: %s\n", a.style.Paint(screen.Bold, screen.CleanLine(d.ID)), screen.CleanLine(d.Error))
+			if len(d.Volumes)+len(d.Areas) == 0 {
+				continue
+			}
+		} else {
+			_, _ = fmt.Fprintf(w, "%s  %s\n", a.style.Paint(screen.Bold, screen.CleanLine(d.ID)), screen.Size(d.SizeBytes))
 		}
 		a.printVolumes(w, d.Volumes, d.Areas)
 	}
