@@ -162,7 +162,7 @@ func (t *transaction) collectSecret(name string) (files backupFiles, generation 
 			return nil, 0, err
 		}
 		secret.Wipe()
-		data, err := readBounded(t.versionPath(name, v.Number), 2*maxVersion)
+		data, err := readBounded(t.versionPath(name, v.Number), maxVersion+envelope.SealedFrameOverhead+256)
 		if err != nil {
 			return nil, 0, err
 		}

@@ -43,7 +43,7 @@ func (m *Manager) begin(ctx context.Context, exclusive bool) (t *transaction, en
 		return nil, nil, err
 	}
 	end = func() { unlock(); <-queue; done() }
-	data, err := readBounded(filepath.Join(m.dir, indexFile), 2*maxMetadata)
+	data, err := readBounded(filepath.Join(m.dir, indexFile), maxMetadata+envelope.SealedFrameOverhead)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = damaged("%s is missing", indexFile)
 	}
@@ -78,7 +78,7 @@ type loaded struct {
 // before the record listed them.
 func (t *transaction) load(name string) (loaded, error) {
 	var l loaded
-	data, err := readBounded(filepath.Join(t.folder(name), recordFile), 2*maxMetadata)
+	data, err := readBounded(filepath.Join(t.folder(name), recordFile), maxMetadata+envelope.SealedFrameOverhead)
 	switch {
 	case err == nil:
 		if l.record, err = decodeRecord(t.k, name, data); err != nil {
@@ -116,7 +116,7 @@ func (t *transaction) load(name string) (loaded, error) {
 }
 
 func (t *transaction) openVersion(name string, n int) (birth, envelope.Secret, error) {
-	data, err := readBounded(t.versionPath(name, n), 2*maxVersion)
+	data, err := readBounded(t.versionPath(name, n), maxVersion+envelope.SealedFrameOverhead+256)
 	if err != nil {
 		return birth{}, envelope.Secret{}, err
 	}
