@@ -54,6 +54,9 @@ type Volume struct {
 	// HeaderRanges are the ranges, relative to the volume (or to the detached
 	// header), that the usual tools need to bring the header back.
 	HeaderRanges []disk.Range `json:"header_ranges,omitempty"`
+	// HeaderEssential are the parts of HeaderRanges that hold anything; a copy
+	// of them, zeroes between, is as good for a restore.
+	HeaderEssential []disk.Range `json:"header_essential,omitempty"`
 	// HeaderDigest is "sha256:" + hex over what Inspect read of the header
 	// (live key-slot areas included): equal digests mean equal headers.
 	HeaderDigest string `json:"header_digest,omitempty"`

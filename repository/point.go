@@ -36,7 +36,6 @@ type PointWriter struct {
 	maps    *mapWriter
 	resume  *leftovers
 	id      string
-	mapDone int64
 }
 
 // Begin starts a recovery point on the newest one of the machine as parent.

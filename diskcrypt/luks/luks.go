@@ -121,6 +121,7 @@ func (v *volume) describe() *diskcrypt.Volume {
 	}
 	if h.Extent > 0 {
 		out.HeaderRanges = []disk.Range{{Length: h.Extent}}
+		out.HeaderEssential = essential(h)
 	}
 	if seg := v.mainSegment(); seg != nil {
 		out.Cipher, out.SectorSize = seg.Encryption, seg.SectorSize

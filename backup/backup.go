@@ -1,0 +1,350 @@
+// Package backup makes recovery points: it opens a machine's disks at a point
+// in time, has the repository store what changed, inspects the result through
+// the uncommitted map, and commits. It holds no secret and asks no key
+// manager: a backup never waits for one. Proving comes afterwards.
+package backup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/source"
+)
+
+// Deps is what a backup works with.
+type Deps struct {
+	Repository *repository.Repository
+	Catalog    *catalog.Catalog
+	// Open opens a disk, or a detached header's file, by what the user wrote.
+	Open     func(ctx context.Context, spec string, o source.Options) (source.Disk, error)
+	Formats  []diskcrypt.Format
+	Log      *slog.Logger
+	Now      func() time.Time
+	Software string
+}
+
+// Request asks for one recovery point.
+type Request struct {
+	Machine         catalog.Machine
+	Full            bool
+	AllowLive       bool
+	AllowIncomplete bool
+	Description     string
+	Progress        func(phase string, done, total int64)
+}
+
+// Result is the committed recovery point.
+type Result struct {
+	Point    catalog.Point
+	Warnings []string
+}
+
+// opened is one disk at its point in time.
+type opened struct {
+	def    catalog.MachineDisk
+	disk   source.Disk
+	header *diskcrypt.Header
+}
+
+// maxDetachedHeader bounds a detached header's file.
+const maxDetachedHeader = 64 << 20
+
+// Run makes a recovery point. Until it is committed nothing is listed; what
+// was stored serves the next run. Where only the catalog could not be written
+// after the commit, the recovery point is there all the same and the error
+// says so.
+func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	start := d.Now()
+	if err := ensureMachine(ctx, d, req.Machine); err != nil {
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
+	disks, err := openAll(ctx, d, req)
+	defer func() {
+		for _, o := range disks {
+			_ = o.disk.Close()
+		}
+	}()
+	if err != nil {
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
+	w, err := d.Repository.Begin(ctx, req.Machine.ID, repository.BeginOptions{Full: req.Full, Unread: req.AllowIncomplete})
+	if err != nil {
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
+	mf, err := write(ctx, d, req, w, disks, start)
+	if err != nil {
+		w.Abort()
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
+	res.Warnings = clockWarnings(w.Parent(), mf)
+	mf.Seconds = time.Since(start).Seconds()
+	p, err := w.Commit(ctx, mf)
+	if err != nil {
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
+	if res.Point, err = CatalogPoint(p, mf); err == nil {
+		err = d.Catalog.Points.Record(ctx, res.Point)
+	}
+	if err != nil {
+		return res, fmt.Errorf("back up %s: recovery point %s is committed, but the catalog could not be written: %w", req.Machine.Name, p.ID, err)
+	}
+	return res, nil
+}
+
+// ensureMachine makes the machine known to the repository, once.
+func ensureMachine(ctx context.Context, d Deps, m catalog.Machine) error {
+	_, err := d.Repository.Points(ctx, m.ID)
+	if errors.Is(err, repository.ErrNotFound) {
+		_, err = d.Repository.CreateMachine(ctx, m.ID, m.Name)
+		return err
+	}
+	if errors.Is(err, repository.ErrDamaged) {
+		d.Log.Error("machine log has damaged entries", "machine", m.Name, "error", err)
+		return nil // the log's head is known; a new recovery point is worth more than silence
+	}
+	return err
+}
+
+// openAll opens all disks before any is read: the nearest to one instant that
+// sources without snapshots allow.
+func openAll(ctx context.Context, d Deps, req Request) ([]opened, error) {
+	var all []opened
+	for _, def := range req.Machine.Disks {
+		s, err := d.Open(ctx, def.Source, source.Options{AllowLive: req.AllowLive})
+		if err != nil {
+			return all, fmt.Errorf("open disk %s: %w", def.ID, err)
+		}
+		o := opened{def: def, disk: s}
+		if def.Header != "" {
+			h, err := readDetached(ctx, d, def, req.AllowLive)
+			if err != nil {
+				_ = s.Close()
+				return all, err
+			}
+			o.header = h
+		}
+		all = append(all, o)
+	}
+	return all, nil
+}
+
+func readDetached(ctx context.Context, d Deps, def catalog.MachineDisk, live bool) (*diskcrypt.Header, error) {
+	h, err := d.Open(ctx, def.Header, source.Options{AllowLive: live})
+	if err != nil {
+		return nil, fmt.Errorf("open detached header of disk %s: %w", def.ID, err)
+	}
+	defer h.Close()
+	if h.Size() > maxDetachedHeader {
+		return nil, fmt.Errorf("open detached header of disk %s: %d bytes are too many for a header", def.ID, h.Size())
+	}
+	p := make([]byte, h.Size())
+	if _, err := h.ReadAt(p, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read detached header of disk %s: %w", def.ID, err)
+	}
+	return &diskcrypt.Header{R: newBytes(p), Size: int64(len(p))}, nil
+}
+
+// write stores the disks, makes their maps durable, looks at them through
+// these maps and copies the encryption headers.
+func write(ctx context.Context, d Deps, req Request, w *repository.PointWriter, disks []opened, start time.Time) (*repository.Manifest, error) {
+	definition, err := json.Marshal(req.Machine.Disks)
+	if err != nil {
+		return nil, err
+	}
+	mf := &repository.Manifest{
+		Time: start.UTC().Truncate(time.Millisecond), Description: req.Description, Full: req.Full || w.Parent() == nil,
+		Definition: definition, Software: d.Software,
+	}
+	var total, before int64
+	for _, o := range disks {
+		total += o.disk.Size()
+	}
+	for _, o := range disks {
+		mf.Consistency = worse(mf.Consistency, o.disk.Consistency())
+		in := repository.DiskInput{ID: o.def.ID, Source: o.disk, Unreadable: source.IsUnreadable}
+		if p := w.Parent(); p != nil {
+			if in.Changed, in.Known, in.Why, err = o.disk.Changed(ctx, p.Point); err != nil {
+				return nil, fmt.Errorf("ask for changes of disk %s: %w", o.def.ID, err)
+			}
+		}
+		if req.Progress != nil {
+			in.Progress = func(done, _ int64) { req.Progress("store", before+done, total) }
+		}
+		dd, err := w.WriteDisk(ctx, in)
+		// A disk that changed its size or went away meanwhile must not look like a bad sector or pass silently.
+		if cerr := o.disk.Check(); cerr != nil {
+			return nil, errors.Join(fmt.Errorf("disk %s: %w", o.def.ID, cerr), err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		before += o.disk.Size()
+		mf.Incomplete = mf.Incomplete || len(dd.Unread) > 0
+		mf.Disks = append(mf.Disks, dd)
+	}
+	if err := w.FinishMaps(); err != nil {
+		return nil, err
+	}
+	for i := range mf.Disks {
+		if err := inspect(ctx, d, req, w, &mf.Disks[i], disks[i].header); err != nil {
+			return nil, fmt.Errorf("inspect disk %s: %w", mf.Disks[i].ID, err)
+		}
+	}
+	return mf, nil
+}
+
+// inspect looks at a disk as stored, never at the live one.
+func inspect(ctx context.Context, d Deps, req Request, w *repository.PointWriter, dd *repository.Disk, header *diskcrypt.Header) error {
+	if req.Progress != nil {
+		req.Progress("inspect", 0, 0)
+	}
+	r, err := w.OpenDisk(ctx, *dd)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	opts := diskcrypt.FindOptions{Formats: d.Formats}
+	if header != nil {
+		opts.Detached = map[string]diskcrypt.Header{diskcrypt.WholeDisk: *header}
+	}
+	rep, err := diskcrypt.Find(ctx, r, r.Size(), opts)
+	if err != nil {
+		return err
+	}
+	for _, v := range rep.Volumes {
+		ranges := v.HeaderEssential
+		if len(ranges) == 0 {
+			ranges = v.HeaderRanges
+		}
+		if len(ranges) == 0 {
+			continue
+		}
+		src, size := io.ReaderAt(io.NewSectionReader(r, v.Range.Offset, v.Range.Length)), headerSize(v)
+		if v.Detached && header != nil {
+			src, size = header.R, header.Size
+		}
+		id, err := d.Repository.PutHeader(ctx, req.Machine.ID, ranges, size, src)
+		if err != nil {
+			return fmt.Errorf("copy header of %s: %w", v.ID, err)
+		}
+		dd.Headers = append(dd.Headers, repository.HeaderRef{Volume: v.ID, ID: id})
+	}
+	dd.Inspection, err = json.Marshal(rep)
+	return err
+}
+
+func headerSize(v diskcrypt.Volume) int64 {
+	var end int64
+	for _, g := range v.HeaderRanges {
+		end = max(end, g.End())
+	}
+	return end
+}
+
+// worse keeps the lower of two consistency levels; "" is none seen yet.
+func worse(have string, c source.Consistency) string {
+	order := map[string]int{
+		string(source.ConsistencyNone): 1, string(source.ConsistencyCrash): 2,
+		string(source.ConsistencyFileSystem): 3, string(source.ConsistencyApplication): 4,
+	}
+	if have == "" || order[string(c)] < order[have] {
+		return string(c)
+	}
+	return have
+}
+
+// clockWarnings: order never depends on the clock, but a clock that went
+// backwards is worth a word, for people read times.
+func clockWarnings(parent, now *repository.Manifest) []string {
+	if parent == nil || !now.Time.Before(parent.Time) {
+		return nil
+	}
+	return []string{fmt.Sprintf("the clock is %s behind the recovery point before this one; order follows the log, not the clock",
+		parent.Time.Sub(now.Time).Round(time.Second))}
+}
+
+// bytesAt reads from memory.
+type bytesAt []byte
+
+func newBytes(p []byte) io.ReaderAt { return bytesAt(p) }
+
+func (b bytesAt) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off >= int64(len(b)) {
+		return 0, io.EOF
+	}
+	n := copy(p, b[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// CatalogPoint is what the catalog keeps of a committed recovery point. A
+// rebuild makes the same from the repository alone.
+func CatalogPoint(p repository.Point, m *repository.Manifest) (catalog.Point, error) {
+	c := catalog.Point{
+		ID: p.ID, Machine: p.Machine, Repository: m.Repository, Sequence: p.Sequence, Parent: m.Parent,
+		Time: m.Time, Written: m.Written, Consistency: m.Consistency, FullTransfer: m.Full,
+		Description: m.Description, Incomplete: m.Incomplete, Seconds: m.Seconds,
+	}
+	for _, d := range m.Disks {
+		c.Stats.Read += d.Stats.Read
+		c.Stats.Changed += d.Stats.Changed
+		c.Stats.Stored += d.Stats.Stored
+		c.Stats.Map += d.Stats.Map
+		pd := catalog.PointDisk{
+			Disk: d.ID, Size: d.Size, ContentRoot: d.ContentRoot,
+			Unread: append([]disk.Range(nil), d.Unread...), Changes: d.Changes,
+		}
+		rep, err := Inspection(d)
+		if err != nil {
+			return c, err
+		}
+		if pd.Areas, err = json.Marshal(rep.Areas); err != nil {
+			return c, err
+		}
+		headers := map[string]string{}
+		for _, h := range d.Headers {
+			headers[h.Volume] = h.ID
+		}
+		for _, v := range rep.Volumes {
+			body, err := json.Marshal(v)
+			if err != nil {
+				return c, err
+			}
+			pd.Volumes = append(pd.Volumes, catalog.Volume{
+				Volume: v.ID, Type: v.Type, UUID: v.UUID, Label: v.Label, Epoch: v.Epoch,
+				HeaderDigest: v.HeaderDigest, HeaderCopy: headers[v.ID], Body: body,
+			})
+		}
+		c.Disks = append(c.Disks, pd)
+	}
+	return c, nil
+}
+
+// Inspection reads what was found on a disk of a manifest.
+func Inspection(d repository.Disk) (*diskcrypt.Report, error) {
+	rep := new(diskcrypt.Report)
+	if len(d.Inspection) == 0 {
+		return rep, nil
+	}
+	if err := json.Unmarshal(d.Inspection, rep); err != nil {
+		return nil, fmt.Errorf("read inspection of disk %s: %w", d.ID, err)
+	}
+	return rep, nil
+}
