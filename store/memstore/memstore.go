@@ -146,7 +146,7 @@ func (s *Store) Clone() *Store {
 	defer s.mu.RUnlock()
 	c := New()
 	for key, data := range s.objects {
-		c.objects[key] = data // objects are replaced, never written into
+		c.objects[key] = bytes.Clone(data) // Replace writes into them
 	}
 	return c
 }
