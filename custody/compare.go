@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lockstep-backup/lockstep/blockstack"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 )
 
@@ -137,6 +138,9 @@ func compareVolume(disk string, old, now diskcrypt.Volume, history [][]DiskVolum
 	if now.Type == diskcrypt.TypeOpaque && old.Type != diskcrypt.TypeOpaque {
 		return []Change{one(ChangeHeaderLoss, headerLoss)}
 	}
+	if isLUKS(now.Type) && now.HeaderDigest == "" && old.HeaderDigest != "" {
+		return []Change{one(ChangeHeaderLoss, headerLoss)}
+	}
 	if old.Type == diskcrypt.TypeOpaque && now.Type != diskcrypt.TypeOpaque {
 		return []Change{one(ChangeVolumeReplaced, "a volume with a header stands where none was recognised before")}
 	}
@@ -234,4 +238,17 @@ func inHistory(history [][]DiskVolumes, disk string, now diskcrypt.Volume) bool 
 		}
 	}
 	return false
+}
+
+// Found turns an inspection of one disk into what Compare takes.
+func Found(disk string, r *diskcrypt.Report) DiskVolumes {
+	d := DiskVolumes{Disk: disk, Volumes: r.Volumes}
+	for _, a := range r.Areas {
+		d.Present = append(d.Present, a.ID)
+		isVolume := slices.ContainsFunc(r.Volumes, func(v diskcrypt.Volume) bool { return v.ID == a.ID })
+		if !isVolume && a.Class != diskcrypt.ClassUnknown && a.Class != blockstack.Empty {
+			d.Plain = append(d.Plain, a.ID)
+		}
+	}
+	return d
 }

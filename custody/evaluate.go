@@ -24,8 +24,8 @@ type PointFacts struct {
 	// Shredded names the certificate by which the recovery point's secrets were
 	// destroyed on purpose, "" if there is none.
 	Shredded string
-	// Opaque names areas that may be encrypted but have no header, as DISK/AREA.
-	Opaque []VolumeKey
+	// SelfOpening says what else on its disks opens it (a BEK volume), in words.
+	SelfOpening []string
 
 	Volumes []VolumeFacts
 }
@@ -108,9 +108,9 @@ func Evaluate(f PointFacts) Verdict {
 			v.Why = append(v.Why, name+": "+w)
 		}
 	}
-	for _, k := range f.Opaque {
-		v.State = worst(v.State, Opaque, pointRank)
-		v.Why = append(v.Why, k.String()+": "+whyOpaque)
+	for _, w := range f.SelfOpening {
+		v.SelfOpening = true
+		v.Why = append(v.Why, "self-opening: "+w)
 	}
 	return v
 }
@@ -195,6 +195,10 @@ func (f PointFacts) unopened(vol VolumeFacts) (State, []string) {
 	case f.Shredded != "":
 		return Shredded, []string{"its secrets were destroyed on purpose: certificate " + f.Shredded}
 	}
+	if vol.Volume.HeaderDigest == "" && isLUKS(vol.Volume.Type) {
+		// Whatever secrets claim it: there is nothing left that they could open.
+		return Unrecoverable, []string{"its header cannot be read: " + orText(vol.Volume.Unsupported, "it is damaged")}
+	}
 	var why []string
 	refused := 0
 	for _, c := range vol.Claims {
@@ -226,6 +230,15 @@ func (f PointFacts) unopened(vol VolumeFacts) (State, []string) {
 		return Unrecoverable, append(why, fmt.Sprintf("none of %d escrowed secret versions opens it", refused))
 	}
 	return Unrecoverable, append(why, "no escrowed secret claims to open it")
+}
+
+func isLUKS(t string) bool { return t == diskcrypt.TypeLUKS1 || t == diskcrypt.TypeLUKS2 }
+
+func orText(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
 }
 
 // managerWords says why there is no answer without what the adapter adds.

@@ -45,10 +45,10 @@ type Deps struct {
 	MACKey envelope.Secret
 	// Recipients are the recovery recipients that packages may be sealed to.
 	Recipients func(ctx context.Context) ([]string, error)
-	Limits  diskcrypt.Limits
-	Timeout time.Duration // of one attempt; 0 = custody.DefaultAttemptTimeout
-	Grace   time.Duration // for an attempt to end when its time is up; 0 = 5 s
-	Idle    time.Duration // opened volumes are forgotten after; 0 = 1 minute
+	Limits     diskcrypt.Limits
+	Timeout    time.Duration // of one attempt; 0 = custody.DefaultAttemptTimeout
+	Grace      time.Duration // for an attempt to end when its time is up; 0 = 5 s
+	Idle       time.Duration // opened volumes are forgotten after; 0 = 1 minute
 
 	Software string
 	Now      func() time.Time
