@@ -26,16 +26,16 @@ type BeginOptions struct {
 // PointWriter makes one recovery point: WriteDisk for each disk, FinishMaps,
 // then Commit. Until Commit nothing of it is listed.
 type PointWriter struct {
-	r       *Repository
-	m       *machine
-	opts    BeginOptions
-	entry   int64 // log entry to commit as
-	last    string
-	seen    int
-	parent  *Manifest
-	maps    *mapWriter
-	resume  *leftovers
-	id      string
+	r      *Repository
+	m      *machine
+	opts   BeginOptions
+	entry  int64 // log entry to commit as
+	last   string
+	seen   int
+	parent *Manifest
+	maps   *mapWriter
+	resume *leftovers
+	id     string
 }
 
 // Begin starts a recovery point on the newest one of the machine as parent.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -25,6 +26,10 @@ type ScanOptions struct {
 	Damaged func(*DamageError) error
 	// Progress is called with the bytes done so far.
 	Progress func(done, total int64)
+	// Since is the same disk of another recovery point that was scanned already:
+	// what both share is left out, and so is the comparison of the content root,
+	// whose chain of hashes the map's pages carry.
+	Since *DiskReader
 }
 
 // Scan reads a whole disk, verifies tags and digests, hands on the content and
@@ -57,8 +62,8 @@ func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err e
 	if err := group.Wait(); err != nil {
 		return false, err
 	}
-	if !s.whole {
-		return false, nil
+	if !s.whole || o.Since != nil {
+		return s.whole, nil
 	}
 	g := d.m.digester()
 	defer d.m.release(g)
@@ -85,6 +90,13 @@ type scan struct {
 
 func (s *scan) dispatch(ctx context.Context, units chan<- int64) error {
 	for i := int64(0); i < s.leaves; {
+		same, err := s.same(ctx, i)
+		if err == nil && same > 0 {
+			same = min(same, s.leaves-i)
+			s.finish(i, same, format.Digest{}, min(same*format.LeafSize, s.disk.Size-i*format.LeafSize))
+			i += same
+			continue
+		}
 		skip, err := s.skip(i)
 		if err != nil {
 			// Below here the map is damaged: the unit's worker finds and reports it.
@@ -113,6 +125,49 @@ func (s *scan) dispatch(ctx context.Context, units chan<- int64) error {
 		i++
 	}
 	return nil
+}
+
+// same says how many leaves from index on are the very pages of Since, at the
+// coarsest level at which that shows.
+func (s *scan) same(ctx context.Context, index int64) (int64, error) {
+	if s.o.Since == nil {
+		return 0, nil
+	}
+	for level := s.tree.level; level >= 0; level-- {
+		span := int64(1) << (5 * level)
+		if index%span != 0 {
+			continue
+		}
+		now, _, err := s.tree.ref(ctx, level, index/span)
+		if err != nil {
+			return 0, err
+		}
+		old, known, err := s.o.Since.tree.ref(ctx, level, index/span)
+		if err != nil {
+			return 0, err
+		}
+		if known && now == old {
+			return span, nil
+		}
+	}
+	return 0, nil
+}
+
+// sharedBlocks says which blocks of a leaf are, extent by extent, those of Since.
+func (s *scan) sharedBlocks(ctx context.Context, index int64, l *format.Leaf) (mask uint32) {
+	if s.o.Since == nil {
+		return 0
+	}
+	old, _, err := s.o.Since.tree.leaf(ctx, index)
+	if err != nil {
+		return 0
+	}
+	for b := range l {
+		if l[b].Digest == old[b].Digest && slices.Equal(l[b].Extents, old[b].Extents) {
+			mask |= 1 << b
+		}
+	}
+	return mask
 }
 
 // finish takes the nodes of n leaves from i on (n > 1: zeroes).
@@ -172,6 +227,16 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf 
 		}
 		s.finish(index, 1, format.Digest{}, length)
 		return nil
+	}
+	shared := s.sharedBlocks(ctx, index, l)
+	if shared != 0 {
+		part := *l
+		for b := range part {
+			if shared&(1<<b) != 0 {
+				part[b] = format.Block{}
+			}
+		}
+		l = &part
 	}
 	broken := [format.LeafBlocks]bool{}
 	err = r.unit(ctx, l, 0, format.LeafBlocks, buf, func(err error, block int) error {
@@ -275,4 +340,18 @@ func (t *treeHash) root(g *format.Digester) format.Digest {
 		t.fill[level+1]++
 	}
 	return t.top
+}
+
+// SameStored reports whether the block at offset off is stored in the very
+// extents of other's, so that damage of one is damage of both.
+func (d *DiskReader) SameStored(other *DiskReader, off int64) bool {
+	index, b := off/format.LeafSize, off%format.LeafSize/format.BlockSize
+	mine, mref, err := d.tree.leaf(d.ctx, index)
+	if err != nil {
+		// Not readable here: the same page of the map counts as the same.
+		oref, _, oerr := other.tree.ref(d.ctx, 0, index)
+		return oerr == nil && oref == mref && !mref.Zero()
+	}
+	theirs, _, err := other.tree.leaf(d.ctx, index)
+	return err == nil && !mine[b].Zero() && slices.Equal(mine[b].Extents, theirs[b].Extents)
 }

@@ -1,0 +1,155 @@
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/lockstep-backup/lockstep/envelope"
+	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/store"
+)
+
+// Objects lists every object of the repository in the order of their keys.
+func (r *Repository) Objects(ctx context.Context, fn func(store.Info) error) error {
+	return r.st.List(ctx, "", fn)
+}
+
+// CheckStored checks an object without any key: shape and CRC-32C of every
+// stored byte. It reads the whole object.
+func CheckStored(ctx context.Context, st store.Store, key string) error {
+	if strings.HasPrefix(key, "seg/") || strings.HasPrefix(key, "map/") {
+		return checkChunks(ctx, st, key)
+	}
+	raw, err := store.GetAll(ctx, st, key, store.MaxSmallObject)
+	if err != nil {
+		return readError(key, err)
+	}
+	if err := envelope.CheckFrame(raw); err != nil {
+		return &DamageError{Object: key, Err: err}
+	}
+	return nil
+}
+
+// checkChunks reads a segment or map object and compares its checksums.
+func checkChunks(ctx context.Context, st store.Store, key string) error {
+	segment := strings.HasPrefix(key, "seg/")
+	f, _, err := readTrailer(ctx, st, key, segment)
+	if err != nil {
+		return err
+	}
+	p := make([]byte, format.CRCChunk)
+	for i, want := range f.CRCs {
+		off := int64(i) * format.CRCChunk
+		p = p[:min(format.CRCChunk, f.DataEnd-off)]
+		if err := readFull(ctx, st, key, off, p); err != nil {
+			return err
+		}
+		if format.CRC(p) != want {
+			return &DamageError{Object: key, Err: fmt.Errorf("checksum of the bytes from %d on: %w", off, format.ErrCorrupt)}
+		}
+		if i > 0 {
+			continue
+		}
+		if segment {
+			_, err = format.ParseSegmentHeader(p)
+		} else {
+			_, err = format.ParseMapHeader(p)
+		}
+		if err != nil {
+			return &DamageError{Object: key, Err: err}
+		}
+	}
+	if f.TOCLen > 0 {
+		toc := make([]byte, min(f.TOCLen, store.MaxSmallObject))
+		if err := readFull(ctx, st, key, f.DataEnd, toc); err != nil {
+			return err
+		}
+		if err := envelope.CheckFrame(toc); err != nil {
+			return &DamageError{Object: key, Err: err}
+		}
+	}
+	return nil
+}
+
+// CheckObject checks an object with the repository's keys: that it is
+// authentic where it lies. Of segments it reads the header and the table of
+// contents only; their content is read through the maps (DiskReader.Scan).
+func (r *Repository) CheckObject(ctx context.Context, key string) error {
+	part := strings.Split(key, "/")
+	switch {
+	case key == format.ConfigKey:
+		return CheckStored(ctx, r.st, key)
+	case part[0]+"/" == format.HolderPrefix:
+		_, err := readHolder(ctx, r.st, key)
+		return err
+	case part[0]+"/" == format.TrustPrefix:
+		return CheckStored(ctx, r.st, key) // the chain was checked when the repository was opened
+	case len(part) < 3 || !format.ValidID(part[1]):
+		return &DamageError{Object: key, Err: fmt.Errorf("no object of a repository has this name: %w", format.ErrCorrupt)}
+	}
+	m, err := r.machine(ctx, part[1])
+	if err != nil {
+		return err
+	}
+	switch part[0] {
+	case "machines":
+		return nil // reading the machine checked it
+	case "points":
+		_, err = r.getFrame(ctx, key, format.KindManifest, m.metaKey)
+	case "log":
+		_, err = r.getFrame(ctx, key, format.KindLog, m.metaKey)
+	case "headers-a", "headers-b":
+		var body []byte
+		if body, err = r.getFrame(ctx, key, format.KindHeader, m.headerKey); err == nil {
+			if _, err = parseHeader(body); err != nil {
+				err = &DamageError{Object: key, Machine: m.ID, Err: err}
+			}
+		}
+	case "side":
+		if len(part) != 4 {
+			return &DamageError{Object: key, Err: format.ErrCorrupt}
+		}
+		_, err = r.readSidecar(ctx, m, key, format.SidecarPrefix(part[1], part[2]))
+	case "map":
+		err = checkChunks(ctx, r.st, key)
+	case "seg":
+		var name format.Name
+		if name, err = format.ParseName(strings.Join(part[2:], "")); err != nil {
+			return &DamageError{Object: key, Err: err}
+		}
+		if _, err = m.segments.get(ctx, name); err == nil {
+			_, err = readTOC(ctx, r.st, m, key)
+		}
+	default:
+		err = &DamageError{Object: key, Err: fmt.Errorf("no object of a repository has this name: %w", format.ErrCorrupt)}
+	}
+	var de *DamageError
+	if errors.As(err, &de) && de.Machine == "" {
+		de.Machine = m.ID
+	}
+	return err
+}
+
+// CheckLog compares the entries of a machine's log that the store lists with
+// those that can be read one after the other: a gap hides what is behind it.
+func (r *Repository) CheckLog(ctx context.Context, mid string) error {
+	m, err := r.machine(ctx, mid)
+	if err != nil {
+		return err
+	}
+	records, err := r.readLog(ctx, m)
+	if err != nil {
+		return err
+	}
+	var bad []error
+	err = r.st.List(ctx, format.LogPrefix(mid), func(i store.Info) error {
+		n, err := format.ParseNumber(strings.TrimPrefix(i.Key, format.LogPrefix(mid)))
+		if err != nil || n >= int64(len(records)) {
+			bad = append(bad, &DamageError{Object: i.Key, Machine: mid, Err: fmt.Errorf("entry behind a gap of the log: %w", format.ErrCorrupt)})
+		}
+		return nil
+	})
+	return errors.Join(append(bad, err)...)
+}

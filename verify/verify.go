@@ -1,0 +1,225 @@
+// Package verify reads back what a repository holds and compares: names,
+// checksums, seals, signatures, tags, digests, content roots. It changes
+// nothing. What several recovery points share is read once.
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/store"
+)
+
+// Request says what to verify.
+type Request struct {
+	Repository *repository.Repository
+	Points     []repository.Point // none = everything in the repository
+	Progress   func(phase string, done, total int64)
+}
+
+// Result says what was read and what is damaged.
+type Result struct {
+	Points  int
+	Objects int64
+	Read    int64 // bytes of disks compared; shared ones count once
+	Damage  []Damage
+}
+
+// Damage is something that is not as it was stored.
+type Damage struct {
+	Object  string
+	Machine string // id
+	Disk    string
+	Range   *disk.Range
+	Points  []string // recovery points that it touches
+	Err     error
+}
+
+// maxDamage bounds the list; a store that is gone would fill memory otherwise.
+const maxDamage = 10000
+
+// ErrTooMuch ends a verification that found more than can be listed.
+var ErrTooMuch = errors.New("more damage than can be listed")
+
+// Run verifies. The error is about not being able to look; what is damaged is
+// in the result, which is filled as far as it went in either case.
+func Run(ctx context.Context, req Request) (Result, error) {
+	v := &verifier{req: req}
+	var err error
+	if len(req.Points) == 0 {
+		err = v.all(ctx)
+	} else {
+		err = v.points(ctx, req.Points)
+	}
+	if err != nil {
+		err = fmt.Errorf("verify: %w", err)
+	}
+	return v.res, err
+}
+
+type verifier struct {
+	req Request
+
+	mu  sync.Mutex
+	res Result
+}
+
+func (v *verifier) progress(phase string, done, total int64) {
+	if v.req.Progress != nil {
+		v.req.Progress(phase, done, total)
+	}
+}
+
+// found records damage; other errors come back.
+func (v *verifier) found(err error, points ...string) error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && reflect.TypeOf(err) == joinType {
+		for _, e := range joined.Unwrap() {
+			if err := v.found(e, points...); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	d := Damage{Points: points, Err: err}
+	var de *repository.DamageError
+	switch {
+	case errors.As(err, &de):
+		d.Object, d.Machine, d.Disk = de.Object, de.Machine, de.Disk
+		if de.Range.Length > 0 {
+			r := de.Range
+			d.Range = &r
+		}
+	case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrUntrusted):
+	default:
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.res.Damage) >= maxDamage {
+		return ErrTooMuch
+	}
+	v.res.Damage = append(v.res.Damage, d)
+	return nil
+}
+
+// joinType is what errors.Join makes: a list of findings, each of which counts.
+var joinType = reflect.TypeOf(errors.Join(ErrTooMuch))
+
+// all checks every object by itself, then every recovery point's content.
+func (v *verifier) all(ctx context.Context) error {
+	r := v.req.Repository
+	err := r.Objects(ctx, func(i store.Info) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		v.res.Objects++
+		v.progress("objects", v.res.Objects, 0)
+		return v.found(r.CheckObject(ctx, i.Key))
+	})
+	if err != nil {
+		return err
+	}
+	machines, err := r.Machines(ctx)
+	if err != nil && !errors.Is(err, repository.ErrDamaged) {
+		return err // damaged machine records were found among the objects
+	}
+	var points []repository.Point
+	for _, m := range machines {
+		if err := v.found(r.CheckLog(ctx, m.ID)); err != nil {
+			return err
+		}
+		ps, err := r.Points(ctx, m.ID)
+		if err != nil && !errors.Is(err, repository.ErrDamaged) {
+			return err
+		}
+		points = append(points, ps...)
+	}
+	return v.points(ctx, points)
+}
+
+// scanned is a disk that was read already, and what was found there.
+type scanned struct {
+	reader *repository.DiskReader
+	damage []int // of the result
+}
+
+// points reads recovery points oldest first, so that each later one costs what it changed.
+func (v *verifier) points(ctx context.Context, points []repository.Point) error {
+	r := v.req.Repository
+	last := map[string]*scanned{} // by machine and disk
+	for i, p := range points {
+		v.progress("points", int64(i), int64(len(points)))
+		v.res.Points++
+		m, err := r.Manifest(ctx, p)
+		if err != nil {
+			if err := v.found(err, p.ID); err != nil {
+				return err
+			}
+			continue
+		}
+		for _, d := range m.Disks {
+			for _, h := range d.Headers {
+				if _, err := r.Header(ctx, m.Machine, h.ID); err != nil {
+					if err := v.found(err, p.ID); err != nil {
+						return err
+					}
+				}
+			}
+			if err := v.disk(ctx, p, d, last); err != nil {
+				return err
+			}
+		}
+	}
+	v.progress("points", int64(len(points)), int64(len(points)))
+	return nil
+}
+
+func (v *verifier) disk(ctx context.Context, p repository.Point, d repository.Disk, last map[string]*scanned) error {
+	reader, err := v.req.Repository.OpenDisk(ctx, p.Machine, d)
+	if err != nil {
+		return v.found(err, p.ID)
+	}
+	key := p.Machine + "/" + d.ID
+	o := repository.ScanOptions{
+		Damaged: func(de *repository.DamageError) error { return v.found(de, p.ID) },
+		Data: func(_ int64, b []byte) error {
+			v.mu.Lock()
+			v.res.Read += int64(len(b))
+			n := v.res.Read
+			v.mu.Unlock()
+			v.progress("content", n, 0)
+			return nil
+		},
+	}
+	now := &scanned{reader: reader}
+	if before := last[key]; before != nil {
+		o.Since = before.reader
+		// What was damaged in the one before and is stored in the same place is damaged here too.
+		for _, i := range before.damage {
+			dm := &v.res.Damage[i]
+			if dm.Range != nil && dm.Range.Offset < reader.Size() && reader.SameStored(before.reader, dm.Range.Offset) {
+				dm.Points = append(dm.Points, p.ID)
+				now.damage = append(now.damage, i)
+			}
+		}
+	}
+	from := len(v.res.Damage)
+	if _, err := reader.Scan(ctx, o); err != nil {
+		if err := v.found(err, p.ID); err != nil {
+			return err
+		}
+	}
+	for i := from; i < len(v.res.Damage); i++ {
+		now.damage = append(now.damage, i)
+	}
+	last[key] = now
+	return nil
+}
