@@ -455,3 +455,31 @@ func TestFIFO(t *testing.T) {
 		t.Errorf("Open: %v", err) // and it does not wait for a writer
 	}
 }
+
+// TestLocksThatForbid: byte by byte, what QEMU's locks mean for a reader.
+func TestLocksThatForbid(t *testing.T) {
+	for at, inUse := range map[int64]bool{
+		100: false, // reads
+		101: true,  // writes
+		103: true,  // resizes
+		200: true,  // forbids reading
+		201: false, // forbids writing
+		500: false, // not QEMU's, and shared
+	} {
+		path := write(t, make([]byte, 1<<20))
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock := unix.Flock_t{Type: unix.F_RDLCK, Start: at, Len: 1}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+			judge.Missing(t, "OFD locks")
+		}
+		if inUse {
+			mustBeInUse(t, path, "QEMU")
+		} else {
+			_ = openImage(t, path, source.Options{}).Close()
+		}
+		_ = f.Close()
+	}
+}
