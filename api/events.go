@@ -50,13 +50,14 @@ func (c *Client) WatchJobAfter(ctx context.Context, id string, after int, fn fun
 		if done {
 			return c.Job(ctx, id)
 		}
-		if idle++; idle > 1 {
-			// A server that was started anew may have forgotten the events.
+		if err == nil && after == before {
+			// It has nothing more to say: a server that was started anew has
+			// forgotten the events.
 			if j, err := c.Job(ctx, id); err == nil && jobEnded(j) {
 				return j, nil
 			}
 		}
-		if idle > maxIdleAttempts {
+		if idle++; idle > maxIdleAttempts {
 			if err == nil {
 				err = io.ErrUnexpectedEOF
 			}
