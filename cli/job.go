@@ -34,7 +34,7 @@ func (a *app) runJob(ctx context.Context, c *api.Client, op, stays string, start
 		p.Line(op + ": interrupted; asking job " + id + " to stop")
 		j, err = a.cancelJob(ctx, c, id, p)
 	}
-	p.Close()
+	p.Close(err == nil && j.State == "succeeded")
 	if err != nil {
 		return api.Job{}, a.lostJob(op, id, interrupted, err)
 	}

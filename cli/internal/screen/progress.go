@@ -16,18 +16,31 @@ type Progress struct {
 	out   io.Writer
 	quiet bool
 	bars  *mpb.Progress
-	bar   *mpb.Bar
-
-	phase, unit string
-	total       int64
-	last        int
-	warned      map[string]bool
+	// each has a bar for each phase: disks are read side by side, so that their
+	// events come in any order.
+	each   map[barKey]*bar
+	last   int
+	warned map[string]bool
 }
+
+// barKey tells bars apart. A phase whose total becomes known gets another one.
+type barKey struct {
+	phase, unit string
+	known       bool
+}
+
+type bar struct {
+	*mpb.Bar
+	total int64
+}
+
+// maxBars bounds what a job can draw.
+const maxBars = 24
 
 // NewProgress shows events on out, with bars where it is a terminal. Quiet
 // leaves nothing but warnings.
 func NewProgress(out io.Writer, terminal, quiet bool) *Progress {
-	p := &Progress{out: out, quiet: quiet, warned: map[string]bool{}}
+	p := &Progress{out: out, quiet: quiet, each: map[barKey]*bar{}, warned: map[string]bool{}}
 	if terminal && !quiet {
 		p.bars = mpb.New(mpb.WithOutput(out), mpb.WithAutoRefresh(), mpb.WithWidth(40))
 	}
@@ -67,7 +80,7 @@ func (p *Progress) Warning(text string) {
 // Line shows a line above the bars.
 func (p *Progress) Line(text string) {
 	line := Clean(text) + "\n"
-	if p.bar != nil && !p.bar.AbortedOrCompleted() {
+	if len(p.each) > 0 {
 		if _, err := io.WriteString(p.bars, line); err == nil {
 			return
 		}
@@ -77,16 +90,20 @@ func (p *Progress) Line(text string) {
 
 func (p *Progress) advance(e api.JobEvent) {
 	done, total := max(e.Done, 0), max(e.Total, 0)
-	if p.bar == nil || e.Phase != p.phase || e.Unit != p.unit || (total > 0) != (p.total > 0) {
-		p.finishBar()
-		p.phase, p.unit, p.total = e.Phase, e.Unit, total
-		p.bar = p.bars.AddBar(total, decorators(e.Phase, e.Unit, total > 0)...)
+	key := barKey{e.Phase, e.Unit, total > 0}
+	b := p.each[key]
+	if b == nil {
+		if len(p.each) == maxBars {
+			return
+		}
+		b = &bar{p.bars.AddBar(total, decorators(e.Phase, e.Unit, key.known)...), total}
+		p.each[key] = b
 	}
-	if total != p.total {
-		p.total = total
-		p.bar.SetTotal(total, false)
+	if total != b.total {
+		b.total = total
+		b.SetTotal(total, false)
 	}
-	p.bar.SetCurrent(done)
+	b.SetCurrent(done)
 }
 
 func decorators(phase, unit string, known bool) []mpb.BarOption {
@@ -130,25 +147,20 @@ func verbatim(unit string) string {
 	return string(out)
 }
 
-// finishBar ends the bar where it stands.
-func (p *Progress) finishBar() {
-	if p.bar == nil {
-		return
-	}
-	if p.total > 0 && p.bar.Current() < p.total {
-		p.bar.Abort(false)
-	} else {
-		p.bar.SetTotal(-1, true)
-	}
-}
-
-// Close draws the bars a last time.
-func (p *Progress) Close() {
+// Close draws the bars a last time: full where the job succeeded, else as far
+// as they came.
+func (p *Progress) Close(succeeded bool) {
 	if p.bars == nil {
 		return
 	}
-	p.finishBar()
-	p.bar = nil
+	for _, b := range p.each {
+		if succeeded {
+			b.SetTotal(-1, true)
+		} else {
+			b.Abort(false)
+		}
+	}
+	clear(p.each)
 	p.bars.Wait()
 }
 

@@ -1,9 +1,13 @@
 package screen
 
 import (
+	"bytes"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/lockstep-backup/lockstep/api"
 )
 
 func TestSize(t *testing.T) {
@@ -71,4 +75,35 @@ func FuzzClean(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestProgressOfDisksSideBySide(t *testing.T) {
+	var out bytes.Buffer
+	p := NewProgress(&out, true, false)
+	for i := range int64(50) {
+		for _, phase := range []string{"scan vda", "scan\x1b[2J vdb"} {
+			_ = p.Event(api.JobEvent{N: int(i), Kind: "progress", Phase: phase, Done: i, Total: 100 - i, Unit: "bytes"})
+		}
+	}
+	if len(p.each) != 2 {
+		t.Errorf("%d bars for two phases", len(p.each))
+	}
+	for i := range 100 {
+		_ = p.Event(api.JobEvent{N: 50 + i, Kind: "progress", Phase: strconv.Itoa(i), Done: 1, Unit: "%s points"})
+	}
+	if len(p.each) != maxBars {
+		t.Errorf("%d bars, want the bound %d", len(p.each), maxBars)
+	}
+	_ = p.Event(api.JobEvent{N: 151, Kind: "warning", Message: "once"})
+	p.Warning("once")
+	p.Close(true)
+	if n := strings.Count(out.String(), "warning: once\n"); n != 1 {
+		t.Errorf("the warning is there %d times", n)
+	}
+	if strings.Contains(out.String(), "\x1b[2J vdb") || strings.Contains(out.String(), "%!") {
+		t.Errorf("the name of a phase is passed on: %q", out.String())
+	}
+	if p.Last() != 151 {
+		t.Errorf("last event %d", p.Last())
+	}
 }
