@@ -94,7 +94,7 @@ var variants = []struct {
 	kdf  luksformat.KDF
 }{
 	{"luks2 default", luksformat.Options{}, luksformat.KDF{}},
-	{"luks2 small argon2id", luksformat.Options{KeyslotsSize: 1 << 20, Label: "demo"}, luksformat.KDF{Type: "argon2id", Time: 4, MemoryKiB: 32 << 10, Lanes: 2}},
+	{"luks2 small argon2id", luksformat.Options{KeyslotsSize: 1 << 20, Label: "demo"}, luksformat.KDF{Type: "argon2id", Time: 4, MemoryKiB: 4 << 10, Lanes: 2}},
 	{"luks2 argon2i", luksformat.Options{KeyslotsSize: 1 << 20}, luksformat.KDF{Type: "argon2i", Time: 4, MemoryKiB: 1 << 10, Lanes: 1}},
 	{"luks2 xts 256, 4096", luksformat.Options{KeyslotsSize: 1 << 20, KeyBits: 256, SectorSize: 4096}, luksformat.KDF{Hash: "sha512"}},
 	{"luks2 cbc, 64k metadata", luksformat.Options{MetadataSize: 64 << 10, KeyslotsSize: 1 << 20, Cipher: "aes-cbc-essiv:sha256"}, luksformat.KDF{Hash: "sha1"}},

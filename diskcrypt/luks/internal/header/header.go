@@ -224,9 +224,14 @@ func Read(r io.ReaderAt, size, dataSize int64) (*Header, error) {
 	return &Header{Version: version}, damaged("version %d is not known", version)
 }
 
-func damaged(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
-}
+// defect is an ErrDamaged that says only what is wrong: the caller's own error
+// already says that it is damage.
+type defect string
+
+func (d defect) Error() string        { return string(d) }
+func (d defect) Is(target error) bool { return target == ErrDamaged }
+
+func damaged(format string, args ...any) error { return defect(fmt.Sprintf(format, args...)) }
 
 // readAtMost reads what there is of b at off in a device of size bytes. Less
 // than len(b) is not an error, a failing device is.

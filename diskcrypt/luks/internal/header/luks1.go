@@ -57,7 +57,7 @@ func read1(r io.ReaderAt, first []byte, size int64) (*Header, error) {
 		bad("digest with 0 iterations")
 	}
 	if h.UUID == "" {
-		bad("uuid is empty")
+		h.warn("uuid is empty")
 	}
 	h.KeyBytes = int(keyBytes)
 	material := keyslot.MaterialSize(h.KeyBytes)
@@ -74,18 +74,18 @@ func read1(r io.ReaderAt, first []byte, size int64) (*Header, error) {
 		}
 		h.Extent = max(h.Extent, roundUp(areas[i].End(), pageBytes))
 		switch {
-		case state != luks1Active && state != luks1Inactive:
-			bad("key slot %d: state %#x is neither active nor inactive", i, state)
 		case stripes != keyslot.Stripes:
 			bad("key slot %d: %d stripes", i, stripes)
 		case offset < luks1Bytes:
 			bad("key slot %d: area at %d lies in the header", i, offset)
-		case payload > 0 && areas[i].End() > payload:
-			bad("key slot %d: area [%d, %d) reaches into the data at %d", i, offset, areas[i].End(), payload)
 		case areas[i].End() > size:
 			bad("key slot %d: area [%d, %d) ends beyond the device of %d bytes", i, offset, areas[i].End(), size)
+		case payload > 0 && areas[i].End() > payload:
+			bad("key slot %d: area [%d, %d) reaches into the data at %d", i, offset, areas[i].End(), payload)
+		case state != luks1Active && state != luks1Inactive:
+			h.warn("key slot %d: state %#x is neither active nor inactive; taken for inactive", i, state)
 		case state == luks1Active && iterations < 1:
-			bad("key slot %d: 0 iterations", i)
+			h.warn("key slot %d: 0 iterations: it opens no more", i)
 		}
 		for j := range i {
 			if overlap(areas[i], areas[j]) {

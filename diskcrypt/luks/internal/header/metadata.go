@@ -287,6 +287,11 @@ func (h *Header) validateReferences() error {
 			}
 		}
 	}
+	for _, s := range h.Segments {
+		if s.Type == SegmentCrypt && h.DigestOf(s.Number) == nil {
+			return fmt.Errorf("segment %d has no digest", s.Number)
+		}
+	}
 	for _, s := range h.Slots {
 		if s.Digest < 0 {
 			return fmt.Errorf("key slot %d has no digest", s.Number)

@@ -88,6 +88,9 @@ func NewHash(name string) (func() hash.Hash, error) {
 func (k KDF) Supported() error {
 	switch k.Type {
 	case PBKDF2:
+		if k.Iterations < 1 || k.Iterations > math.MaxUint32 {
+			return fmt.Errorf("pbkdf2 with %d iterations: %w", k.Iterations, ErrUnsupported)
+		}
 		_, err := NewHash(k.Hash)
 		return err
 	case Argon2i, Argon2id:
