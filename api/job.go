@@ -1,0 +1,32 @@
+package api
+
+import "time"
+
+// Job is long work under way or ended. Result is the operation's own result.
+type Job struct {
+	ID       string         `json:"id"`
+	Kind     string         `json:"kind" doc:"backup, prove, restore, verify, rebuild"`
+	State    string         `json:"state" enum:"queued,running,succeeded,failed,canceled"`
+	Created  time.Time      `json:"created"`
+	Ended    *time.Time     `json:"ended,omitempty"`
+	Error    *Error         `json:"error,omitempty"`
+	Exit     int            `json:"exit" doc:"exit status of the command contract"`
+	Backup   *Point         `json:"backup,omitempty"`
+	Prove    []Point        `json:"prove,omitempty"`
+	Restore  *RestoreResult `json:"restore,omitempty"`
+	Verify   *VerifyResult  `json:"verify,omitempty"`
+	Rebuild  *RebuildResult `json:"rebuild,omitempty"`
+	Warnings []string       `json:"warnings,omitempty"`
+}
+
+// JobEvent is one event of a job; the events endpoint streams them.
+type JobEvent struct {
+	N       int       `json:"n"`
+	Time    time.Time `json:"time"`
+	Kind    string    `json:"kind" enum:"progress,message,warning,done"`
+	Message string    `json:"message,omitempty"`
+	Phase   string    `json:"phase,omitempty"`
+	Done    int64     `json:"done,omitempty"`
+	Total   int64     `json:"total,omitempty"`
+	Unit    string    `json:"unit,omitempty"`
+}
