@@ -83,17 +83,62 @@ func RecipientsOf(identities Secret) ([]string, error) {
 // the recipients can open it. age refuses X25519 and hybrid recipients in one
 // file; seal twice then.
 func SealToRecipients(plaintext []byte, recipients []string) ([]byte, error) {
+	parsed, err := parseRecipients(recipients)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	return sealAge(plaintext, parsed...)
+}
+
+// SealingWriter seals what is written to it, of any length, so that each of the
+// recipients can open it. What is not closed cannot be opened.
+func SealingWriter(w io.Writer, recipients []string) (io.WriteCloser, error) {
+	parsed, err := parseRecipients(recipients)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	sealed, err := age.Encrypt(w, parsed...)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	return sealed, nil
+}
+
+// OpeningReader opens what SealingWriter or SealToRecipients made, of any
+// length. The last bytes are authentic only once io.EOF was read.
+// ErrNoIdentity: none of ids fits. ErrSealed: damaged.
+func OpeningReader(r io.Reader, ids Secret) (io.Reader, error) {
+	identities, err := parseIdentities(ids)
+	if err != nil {
+		return nil, fmt.Errorf("open sealed file: %w", err)
+	}
+	plain, err := age.Decrypt(r, identities...)
+	if err != nil {
+		return nil, fmt.Errorf("open sealed file: %w", noMatchOr(err, ErrNoIdentity))
+	}
+	return plain, nil
+}
+
+// noMatchOr tells a file sealed to others, noMatch, from a damaged one.
+func noMatchOr(err, noMatch error) error {
+	if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
+		return noMatch
+	}
+	return fmt.Errorf("%w: %w", ErrSealed, err)
+}
+
+func parseRecipients(recipients []string) ([]age.Recipient, error) {
 	if len(recipients) == 0 {
-		return nil, fmt.Errorf("seal: %w: there is none", ErrRecipient)
+		return nil, fmt.Errorf("%w: there is none", ErrRecipient)
 	}
 	parsed := make([]age.Recipient, len(recipients))
 	for i, r := range recipients {
 		var err error
 		if parsed[i], err = parseRecipient(r); err != nil {
-			return nil, fmt.Errorf("seal: %w", err)
+			return nil, err
 		}
 	}
-	return sealAge(plaintext, parsed...)
+	return parsed, nil
 }
 
 // OpenWithIdentities opens what was sealed to a recipient of one of ids, a
@@ -162,10 +207,7 @@ func openAge(ct []byte, noMatch error, identities ...age.Identity) (Secret, erro
 	}
 	r, err := age.Decrypt(bytes.NewReader(ct), identities...)
 	if err != nil {
-		if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
-			return Secret{}, fmt.Errorf("open sealed file: %w", noMatch)
-		}
-		return Secret{}, fmt.Errorf("open sealed file: %w: %w", ErrSealed, err)
+		return Secret{}, fmt.Errorf("open sealed file: %w", noMatchOr(err, noMatch))
 	}
 	plaintext, err := readBounded(r, MaxSealed)
 	if err != nil && !errors.Is(err, ErrTooLarge) {

@@ -11,9 +11,6 @@ import (
 	"regexp"
 	"sort"
 	"strconv"
-	"strings"
-
-	"filippo.io/age"
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/keymanager"
@@ -31,16 +28,17 @@ const maxBackupEntries = 1 << 20
 // ("age1…", at least one): whoever has one of their identities can read every
 // secret. It is the state of one moment; the lock is not held while w is slow.
 func (m *Manager) Backup(ctx context.Context, w io.Writer, recipients []string) error {
-	parsed, err := parseRecipients(recipients)
-	if err != nil {
-		return fmt.Errorf("back up key manager: %w", err)
+	for _, r := range recipients {
+		if err := envelope.CheckRecipient(r); err != nil {
+			return fmt.Errorf("back up key manager: %w", err)
+		}
 	}
 	files, err := m.collect(ctx)
 	if err != nil {
 		return fmt.Errorf("back up key manager: %w", err)
 	}
 	defer files.wipe()
-	sealed, err := age.Encrypt(w, parsed...)
+	sealed, err := envelope.SealingWriter(w, recipients)
 	if err != nil {
 		return fmt.Errorf("back up key manager: %w", err)
 	}
@@ -51,18 +49,6 @@ func (m *Manager) Backup(ctx context.Context, w io.Writer, recipients []string) 
 		return fmt.Errorf("back up key manager: %w", err)
 	}
 	return nil
-}
-
-func parseRecipients(recipients []string) ([]age.Recipient, error) {
-	if len(recipients) == 0 {
-		return nil, fmt.Errorf("%w: there is no recipient", envelope.ErrRecipient)
-	}
-	for _, r := range recipients {
-		if err := envelope.CheckRecipient(r); err != nil {
-			return nil, err
-		}
-	}
-	return age.ParseRecipients(strings.NewReader(strings.Join(recipients, "\n")))
 }
 
 type backupFile struct {
@@ -183,19 +169,12 @@ func Restore(dir string, backup io.Reader, identities envelope.Secret, sealer Se
 }
 
 func restore(dir string, backup io.Reader, identities envelope.Secret, sealer Sealer) error {
-	if _, err := envelope.RecipientsOf(identities); err != nil {
-		return err
-	}
-	ids, err := age.ParseIdentities(bytes.NewReader(identities.Expose()))
-	if err != nil {
-		return envelope.ErrIdentity // age's own error quotes the line
-	}
-	plain, err := age.Decrypt(backup, ids...)
-	if err != nil {
-		if _, ok := errors.AsType[*age.NoIdentityMatchError](err); ok {
-			return envelope.ErrNoIdentity
-		}
+	plain, err := envelope.OpeningReader(backup, identities)
+	if errors.Is(err, envelope.ErrSealed) {
 		return damaged("backup: %w", err)
+	}
+	if err != nil {
+		return err
 	}
 	r := &backupReader{archive: tar.NewReader(plain)}
 	h, k, err := r.prologue()
