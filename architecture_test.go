@@ -44,9 +44,9 @@ const lattice = `
 	# the heart
 	diskcrypt, keymanager, envelope < custody;
 
-	# operations
+	# operations; what one proves, it writes into the audit log
 	repository, target < restore;
-	source, diskcrypt, repository, custody, catalog < prove;
+	source, diskcrypt, repository, custody, catalog, audit < prove;
 	prove, policy < backup;
 	repository, custody, diskcrypt, catalog, nbd < verify, drill, browse, export;
 	policy, repository, custody, catalog < prune;
