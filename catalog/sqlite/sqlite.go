@@ -92,6 +92,10 @@ func open(ctx context.Context, path string, o Options) (*catalog.Catalog, error)
 		}
 	}
 	if fresh {
+		// SQLite would play an old log into the new file.
+		if err := noLeftovers(path, o); err != nil {
+			return nil, err
+		}
 		// The file is made here for its mode; SQLite gives its -wal and -shm the same.
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
@@ -321,6 +325,28 @@ func check(ctx context.Context, db *sql.DB, pragma string) error {
 type errDamage string
 
 func (e errDamage) Error() string { return strings.Join(strings.Fields(string(e)), " ") }
+
+// noLeftovers sees to it that a new catalog does not meet the log of an old one.
+func noLeftovers(path string, o Options) error {
+	for _, ext := range []string{"-wal", "-shm"} {
+		if _, err := os.Lstat(path + ext); err != nil {
+			continue
+		}
+		if _, err := os.Stat(path); err == nil {
+			return nil // another process made it meanwhile, and its log
+		}
+		if !o.Rebuild {
+			return &catalog.UnusableError{
+				Path: path, Reason: catalog.ErrDamaged,
+				Err: errors.New("the file is gone, its " + ext + " file is there"),
+			}
+		}
+		if err := setAside(path, o.Log); err != nil {
+			return fmt.Errorf("set damaged catalog aside: %w", err)
+		}
+	}
+	return nil
+}
 
 // setAside renames a damaged catalog with its companions, so that nothing is
 // lost that somebody may still want to look at.

@@ -192,6 +192,32 @@ func TestRebuildOfMissingAndDamaged(t *testing.T) {
 	}
 }
 
+// Of a catalog whose file was deleted while it was in use, the log is left. It
+// must not come back to life in a new file.
+func TestLogOfADeletedCatalog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	c := create(t, path)
+	must(t, c.Machines.Put(t.Context(), catalog.Machine{ID: "m", Name: "old"}))
+	log, err := os.ReadFile(path + "-wal")
+	must(t, err)
+	must(t, c.Maintenance.Close())
+	must(t, os.Remove(path))
+	must(t, os.WriteFile(path+"-wal", log, 0o600))
+
+	for _, o := range []sqlite.Options{{}, {Create: true}} {
+		var u *catalog.UnusableError
+		if c, err := sqlite.Open(t.Context(), path, o); !errors.As(err, &u) {
+			t.Fatalf("%+v: %v, %v", o, c, err)
+		}
+	}
+	c, err = sqlite.Open(t.Context(), path, sqlite.Options{Rebuild: true})
+	must(t, err)
+	defer c.Maintenance.Close()
+	if _, err := c.Machines.ByName(t.Context(), "old"); !errors.Is(err, catalog.ErrNotFound) {
+		t.Errorf("the old log was played: %v", err)
+	}
+}
+
 func TestManyOpenANewCatalogAtOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "catalog.db")
 	var wg sync.WaitGroup
