@@ -37,6 +37,7 @@ const lattice = `
 	blockstack, envelope < diskcrypt;
 	disk, nbd < source, target;
 	disk, envelope, store, repository/format < repository;
+	envelope < kit;
 	envelope, store < keymanager;
 	retention < policy;
 	disk < catalog;
