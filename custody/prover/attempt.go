@@ -33,8 +33,8 @@ type attempt struct {
 	all    bool
 }
 
-// run tries one secret. The error is that of the format, for callers that wrap it.
-func (a attempt) run(ctx context.Context, kind diskcrypt.Kind, secret envelope.Secret) (opening, error) {
+// run tries one secret.
+func (a attempt) run(ctx context.Context, kind diskcrypt.Kind, secret envelope.Secret) opening {
 	start := time.Now()
 	got, err := a.open(ctx, kind, secret)
 	got.Seconds = time.Since(start).Seconds()
@@ -46,7 +46,7 @@ func (a attempt) run(ctx context.Context, kind diskcrypt.Kind, secret envelope.S
 	default:
 		got = opening{AttemptOutcome: custody.AttemptOutcome{Tried: custody.Stopped, Why: printable(err.Error()), Seconds: got.Seconds}}
 	}
-	return got, err
+	return got
 }
 
 func (a attempt) open(ctx context.Context, kind diskcrypt.Kind, secret envelope.Secret) (opening, error) {
@@ -86,7 +86,7 @@ func (e readError) Unwrap() error { return e.err }
 // where the same bytes of both were tried before.
 func (a attempt) derived(ctx context.Context, kind diskcrypt.Kind, secret envelope.Secret, reused *bool) (*entry, error) {
 	key := a.s.opened.key(a, kind, secret)
-	if e, ok := a.s.opened.get(key); ok {
+	if e, ok := a.s.opened.get(key); ok && (e.vol == nil || e.complete || !a.wantsAll(kind)) {
 		*reused = true
 		if e.vol == nil {
 			return nil, diskcrypt.ErrWrongSecret
@@ -111,6 +111,11 @@ func (a attempt) derived(ctx context.Context, kind diskcrypt.Kind, secret envelo
 	return nil, err
 }
 
+// wantsAll says whether every protector is to be tried, and there is more than one.
+func (a attempt) wantsAll(kind diskcrypt.Kind) bool {
+	return a.all && kind != diskcrypt.KindVolumeKey && len(a.header.Protectors) > 1
+}
+
 // bounded opens within the attempt's time. A key derivation cannot be stopped
 // from outside: where one runs on, the process is given up.
 func (a attempt) bounded(ctx context.Context, kind diskcrypt.Kind, secret envelope.Secret, p diskcrypt.Place, e *entry) error {
@@ -129,7 +134,7 @@ func (a attempt) bounded(ctx context.Context, kind diskcrypt.Kind, secret envelo
 		var r result
 		if r.vol, r.err = a.format.Open(ctx, p, kind, own, a.s.deps.Limits); r.err == nil {
 			r.protectors = []string{r.vol.Protector()}
-			if a.all && kind != diskcrypt.KindVolumeKey && len(a.header.Protectors) > 1 {
+			if a.wantsAll(kind) {
 				if ids, err := a.format.OpensAll(ctx, p, kind, own, a.s.deps.Limits); err == nil && len(ids) > 0 {
 					r.protectors = ids
 				}
@@ -138,7 +143,7 @@ func (a attempt) bounded(ctx context.Context, kind diskcrypt.Kind, secret envelo
 		done <- r
 	}()
 	take := func(r result) error {
-		e.vol, e.protectors = r.vol, r.protectors
+		e.vol, e.protectors, e.complete = r.vol, r.protectors, a.wantsAll(kind)
 		return r.err
 	}
 	select {
@@ -193,6 +198,7 @@ type entry struct {
 	data, head anchor
 	vol        diskcrypt.Opened
 	protectors []string
+	complete   bool // protectors are all that the secret opens
 }
 
 type cacheKey [sha256.Size]byte
@@ -228,7 +234,6 @@ func (c *cache) key(a attempt, kind diskcrypt.Kind, secret envelope.Secret) cach
 	field([]byte(kind))
 	_ = binary.Write(mac, binary.BigEndian, []int64{a.place.Size, a.place.HeadSize})
 	_ = binary.Write(mac, binary.BigEndian, a.place.Header != nil)
-	_ = binary.Write(mac, binary.BigEndian, a.all)
 	field(secret.Expose())
 	return cacheKey(mac.Sum(nil))
 }
@@ -245,6 +250,10 @@ func (c *cache) put(k cacheKey, e *entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.touch()
+	if _, replaced := c.entries[k]; replaced {
+		c.drop(k)
+		c.order = slices.DeleteFunc(c.order, func(o cacheKey) bool { return o == k })
+	}
 	for len(c.order) >= maxCached {
 		c.drop(c.order[0])
 		c.order = c.order[1:]

@@ -280,7 +280,7 @@ func (s *server) tryVolume(ctx context.Context, r custody.Request, v custody.Vol
 	}
 	a := attempt{s: s, format: format, header: header, place: p, all: r.AllProtectors}
 	if r.Inline.Len() > 0 {
-		got, _ := a.run(ctx, r.InlineKind, r.Inline)
+		got := a.run(ctx, r.InlineKind, r.Inline)
 		got.Inline = true
 		out.Attempts = append(out.Attempts, got.AttemptOutcome)
 		if got.Tried == custody.Opens || s.isAbandoned() {
@@ -294,7 +294,7 @@ func (s *server) tryVolume(ctx context.Context, r custody.Request, v custody.Vol
 		if err != nil {
 			got.Tried, got.Why = custody.Stopped, managerWords(err)
 		} else {
-			got, err = a.run(ctx, c.Kind, secret)
+			got = a.run(ctx, c.Kind, secret)
 			secret.Wipe()
 		}
 		got.Secret = c.Secret
