@@ -49,12 +49,13 @@ const lattice = `
 	repository, target < restore;
 	source, diskcrypt, repository, custody, catalog, audit < prove;
 	prove, policy < backup;
+	backup < rebuild;
 	repository, custody, diskcrypt, catalog, nbd < verify, drill, browse, export;
 	policy, repository, custody, catalog < prune;
 
 	# what people and scripts talk to
 	api, diskcrypt < agent;
-	backup, prove, restore, verify, drill, browse, export, prune, job, api, audit, portal < server;
+	backup, prove, rebuild, restore, verify, drill, browse, export, prune, job, api, audit, portal < server;
 	api < portal, cli;
 `
 
