@@ -60,9 +60,11 @@ type Signature struct {
 
 // Sizes of what is read.
 const (
-	headBytes  = 128 << 10
-	emptyBytes = 1 << 20
-	tailBytes  = 128 << 10
+	headBytes    = 128 << 10
+	emptyBytes   = 1 << 20 // from the start
+	emptySamples = 64      // pages over the rest
+	pageBytes    = 4 << 10
+	tailBytes    = 128 << 10
 )
 
 // device is what the recognisers look at: the first bytes, and the rest where
@@ -107,7 +109,8 @@ var recognisers = []recogniser{
 
 // Identify names everything that a device of size bytes carries the signature
 // of, the most credible first: stale signatures survive under newer ones. An
-// empty result means that nothing was recognised. It reads less than 2 MiB;
+// empty result means that nothing was recognised. Empty is said of a device that
+// is zero at its start, at its end and in samples between. It reads less than 2 MiB;
 // the error is that of reading the first of them.
 func Identify(r io.ReaderAt, size int64) ([]Signature, error) {
 	d := &device{r: r, size: size, head: make([]byte, min(headBytes, max(size, 0)))}
@@ -168,8 +171,16 @@ func (d *device) emptyBehindHead() bool {
 			return false
 		}
 	}
-	tail := d.at(max(0, d.size-4096), int(min(d.size, 4096)))
-	return tail != nil && isZero(tail)
+	for i := range int64(emptySamples) {
+		off := (d.size - min(d.size, pageBytes)) / (emptySamples - 1) * i
+		if i == emptySamples-1 {
+			off = d.size - min(d.size, pageBytes)
+		}
+		if b := d.at(off, int(min(d.size, pageBytes))); b == nil || !isZero(b) {
+			return false
+		}
+	}
+	return true
 }
 
 func isZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }

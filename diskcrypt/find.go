@@ -268,24 +268,49 @@ func describe(signatures []blockstack.Signature) (note string) {
 const (
 	entropySample = 64 << 10
 	entropyBits   = 7.99
+	// A random sector has 7.6 bits, give or take 0.03.
+	sectorEntropyBits = 7.4
 )
 
-// opaque tells whether what no one recognises looks like ciphertext.
+// opaque tells whether what no one recognises looks like ciphertext: at its
+// start, or behind a start of zeroes, which is what wiping a header leaves, or
+// in the first sector alone, where VeraCrypt has its header.
 func opaque(p Place) (*Volume, error) {
-	if p.Size < entropySample || p.Size%disk.SectorSize != 0 {
+	if p.Size < 2*disk.SectorSize || p.Size%disk.SectorSize != 0 {
 		return nil, nil
 	}
-	b := make([]byte, entropySample)
-	if _, err := io.ReadFull(io.NewSectionReader(p.Data, 0, entropySample), b); err != nil {
-		return nil, fmt.Errorf("read sample: %w", err)
-	}
-	if entropy(b) < entropyBits {
-		return nil, nil
-	}
-	return &Volume{
+	v := &Volume{
 		Type: TypeOpaque, Protectors: []Protector{},
 		Unsupported: "random data without a header: may be VeraCrypt, plain dm-crypt, or LUKS whose header is elsewhere or was lost",
-	}, nil
+	}
+	b := make([]byte, entropySample)
+	first := b[:2*disk.SectorSize]
+	if _, err := io.ReadFull(io.NewSectionReader(p.Data, 0, int64(len(first))), first); err != nil {
+		return nil, fmt.Errorf("read sample: %w", err)
+	}
+	if entropy(first[:disk.SectorSize]) >= sectorEntropyBits && entropy(first[disk.SectorSize:]) == 0 {
+		v.Warnings = []string{"one random sector at the start, as VeraCrypt's header is"}
+		return v, nil
+	}
+	if p.Size < entropySample {
+		return nil, nil
+	}
+	for quarter := range int64(4) {
+		if _, err := io.ReadFull(io.NewSectionReader(p.Data, (p.Size-entropySample)/4*quarter, entropySample), b); err != nil {
+			return nil, fmt.Errorf("read sample: %w", err)
+		}
+		h := entropy(b)
+		if h >= entropyBits {
+			if quarter > 0 {
+				v.Warnings = []string{"the start is zero and random data follow: a header may have been wiped"}
+			}
+			return v, nil
+		}
+		if quarter == 0 && h > 0 {
+			return nil, nil
+		}
+	}
+	return nil, nil
 }
 
 // entropy is Shannon's, in bits per byte.

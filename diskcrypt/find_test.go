@@ -109,6 +109,8 @@ func TestFind(t *testing.T) {
 			}
 		}, "disk=unknown", ""},
 		{"opaque disk", func(t *testing.T, m memory) { random(t, m) }, "disk=opaque disk:opaque", ""},
+		{"wiped start of an opaque disk", func(t *testing.T, m memory) { random(t, m[mib:]) }, "disk=opaque disk:opaque", ""},
+		{"zeroes and text", func(_ *testing.T, m memory) { copy(m[5*mib:], bytes.Repeat([]byte("text"), mib/4)) }, "disk=unknown", ""},
 		{"primary header gone", func(t *testing.T, m memory) {
 			luksAt(t, m, 0, int64(len(m)))
 			clear(m[:16<<10])
@@ -233,6 +235,30 @@ func TestFindFixtures(t *testing.T) {
 			judge.Decided(t, "image "+c.file)
 		})
 	}
+	t.Run("veracrypt", func(t *testing.T) {
+		tmp := t.TempDir()
+		if out, err := exec.Command(judge.Tool(t, "tar"), "-SxJf", filepath.Join(dir, "veracrypt/tcrypt-images.tar.xz"), "-C", tmp).CombinedOutput(); err != nil {
+			t.Fatalf("tar: %v: %s", err, out)
+		}
+		n, opaque := 0, 0
+		_ = filepath.WalkDir(tmp, func(path string, d os.DirEntry, _ error) error {
+			b, err := os.ReadFile(path)
+			if err != nil || len(b) < 256<<10 || strings.HasPrefix(d.Name(), "sys_") {
+				return nil // folders, key files, and images cut down to less than a volume can be
+			}
+			n++
+			rep := find(t, b, diskcrypt.FindOptions{})
+			if len(rep.Volumes) == 1 && rep.Volumes[0].Type == diskcrypt.TypeOpaque {
+				opaque++
+				return nil
+			}
+			t.Errorf("%s: %s", filepath.Base(path), summary(rep))
+			return nil
+		})
+		if t.Logf("%d of %d images are opaque", opaque, n); opaque == 0 {
+			t.Error("none is called opaque")
+		}
+	})
 	t.Run("bitlocker", func(t *testing.T) {
 		tmp := t.TempDir()
 		if out, err := exec.Command(judge.Tool(t, "tar"), "-SxJf", filepath.Join(dir, "bitlocker/bitlk-images.tar.xz"), "-C", tmp).CombinedOutput(); err != nil {

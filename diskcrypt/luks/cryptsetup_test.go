@@ -305,8 +305,10 @@ func TestPayloadsOfCryptsetup(t *testing.T) {
 				t.Fatal(err)
 			}
 			head := filepath.Join(t.TempDir(), "head")
-			run(t, "one", "cryptsetup", append(append([]string{"reencrypt", "-q", "--encrypt", "--type", "luks2", "--header", head,
-				"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", "-", "--resilience", "none"}, strings.Fields(args)...), data)...)
+			run(t, "one", "cryptsetup", append(append([]string{
+				"reencrypt", "-q", "--encrypt", "--type", "luks2", "--header", head,
+				"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", "-", "--resilience", "none",
+			}, strings.Fields(args)...), data)...)
 			p := place(t, data)
 			h := place(t, head)
 			p.Header, p.HeadSize = h.Data, h.Size

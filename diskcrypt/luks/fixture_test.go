@@ -389,7 +389,7 @@ func TestHostileImages(t *testing.T) {
 	for _, c := range []struct{ file, says string }{
 		{"evil_hdr-keyslot_overlap", "overlap"},
 		{"evil_hdr-luks_hdr_damage", "lies in the header"},
-		{"evil_hdr-payload_overwrite", "reaches into the data"},
+		{"evil_hdr-payload_overwrite", "beyond the device"},
 		{"evil_hdr-small_luks_device", "beyond the device"},
 		{"evil_hdr-stripes_payload_dmg", "stripes"},
 	} {

@@ -28,6 +28,7 @@ func TestConformance(t *testing.T) {
 		{"luks2", luksformat.Options{}, luksformat.KDF{}, false},
 		{"luks2 4096 argon2id", luksformat.Options{SectorSize: 4096}, luksformat.KDF{Type: "argon2id", Time: 4, MemoryKiB: 64, Lanes: 1}, false},
 		{"luks2 detached cbc", luksformat.Options{Cipher: "aes-cbc-essiv:sha256", DataOffset: -1}, luksformat.KDF{}, true},
+		{"luks1 detached", luksformat.Options{Version: 1, DataOffset: -1}, luksformat.KDF{}, true},
 		{"luks1", luksformat.Options{Version: 1, Hash: "sha1", KeyBits: 256}, luksformat.KDF{}, false},
 	} {
 		m := make(memory, 3<<20)

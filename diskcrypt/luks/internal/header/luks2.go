@@ -113,7 +113,7 @@ func secondaryAt(r io.ReaderAt, off, size, dataSize int64) (copyState, error) {
 	n, err := readAtMost(r, page, off, size)
 	if err != nil {
 		// The primary may be good: a bad sector in the secondary must not hide it.
-		return copyState{errors: fmt.Errorf("cannot be read: %w", err)}, nil //nolint:nilerr // kept in the state
+		return copyState{errors: fmt.Errorf("cannot be read: %w", err)}, nil
 	}
 	return readCopy(r, off, page[:n], magicSecondary, size, dataSize)
 }

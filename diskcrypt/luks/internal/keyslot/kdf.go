@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/pbkdf2"
-	"golang.org/x/crypto/ripemd160"
+	"golang.org/x/crypto/ripemd160" //lint:ignore SA1019 LUKS1 headers name it
 
 	"github.com/lockstep-backup/lockstep/envelope"
 )
