@@ -1,6 +1,7 @@
 package repository
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,9 @@ import (
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/segment"
+	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -24,7 +28,7 @@ func CheckStored(ctx context.Context, st store.Store, key string) error {
 	}
 	raw, err := store.GetAll(ctx, st, key, store.MaxSmallObject)
 	if err != nil {
-		return readError(key, err)
+		return damage.FromStore(key, err)
 	}
 	if err := envelope.CheckFrame(raw); err != nil {
 		return &DamageError{Object: key, Err: err}
@@ -34,8 +38,8 @@ func CheckStored(ctx context.Context, st store.Store, key string) error {
 
 // checkChunks reads a segment or map object and compares its checksums.
 func checkChunks(ctx context.Context, st store.Store, key string) error {
-	segment := strings.HasPrefix(key, "seg/")
-	f, _, err := readTrailer(ctx, st, key, segment)
+	isSegment := strings.HasPrefix(key, "seg/")
+	f, _, err := segment.ReadTrailer(ctx, st, key, isSegment)
 	if err != nil {
 		return err
 	}
@@ -43,7 +47,7 @@ func checkChunks(ctx context.Context, st store.Store, key string) error {
 	for i, want := range f.CRCs {
 		off := int64(i) * format.CRCChunk
 		p = p[:min(format.CRCChunk, f.DataEnd-off)]
-		if err := readFull(ctx, st, key, off, p); err != nil {
+		if err := damage.ReadFull(ctx, st, key, off, p); err != nil {
 			return err
 		}
 		if format.CRC(p) != want {
@@ -52,7 +56,7 @@ func checkChunks(ctx context.Context, st store.Store, key string) error {
 		if i > 0 {
 			continue
 		}
-		if segment {
+		if isSegment {
 			_, err = format.ParseSegmentHeader(p)
 		} else {
 			_, err = format.ParseMapHeader(p)
@@ -63,7 +67,7 @@ func checkChunks(ctx context.Context, st store.Store, key string) error {
 	}
 	if f.TOCLen > 0 {
 		toc := make([]byte, min(f.TOCLen, store.MaxSmallObject))
-		if err := readFull(ctx, st, key, f.DataEnd, toc); err != nil {
+		if err := damage.ReadFull(ctx, st, key, f.DataEnd, toc); err != nil {
 			return err
 		}
 		if err := envelope.CheckFrame(toc); err != nil {
@@ -77,15 +81,16 @@ func checkChunks(ctx context.Context, st store.Store, key string) error {
 // authentic where it lies. Of segments it reads the header and the table of
 // contents only; their content is read through the maps (DiskReader.Scan).
 func (r *Repository) CheckObject(ctx context.Context, key string) error {
+	if original, ok := strings.CutPrefix(key, twin.Prefix); ok {
+		return r.checkTwin(ctx, original)
+	}
 	part := strings.Split(key, "/")
 	switch {
-	case key == format.ConfigKey:
-		return CheckStored(ctx, r.st, key)
-	case part[0]+"/" == format.HolderPrefix:
-		_, err := readHolder(ctx, r.st, key)
-		return err
-	case part[0]+"/" == format.TrustPrefix:
-		return CheckStored(ctx, r.st, key) // the chain was checked when the repository was opened
+	case key == format.ConfigKey, part[0]+"/" == format.HolderPrefix, part[0]+"/" == format.TrustPrefix,
+		part[0]+"/" == format.MachinePrefix:
+		// What they say was checked when the repository and the machine were
+		// opened, from whichever copy is sound.
+		return r.checkTwin(ctx, key)
 	case len(part) < 3 || !format.ValidID(part[1]):
 		return &DamageError{Object: key, Err: fmt.Errorf("no object of a repository has this name: %w", format.ErrCorrupt)}
 	}
@@ -94,17 +99,15 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 		return err
 	}
 	switch part[0] {
-	case "machines":
-		return nil // reading the machine checked it
 	case "points":
-		_, err = r.getFrame(ctx, key, format.KindManifest, m.metaKey)
+		_, err = r.getFrame(ctx, key, format.KindManifest, m.Metadata)
 	case "log":
-		_, err = r.getFrame(ctx, key, format.KindLog, m.metaKey)
+		_, err = r.getFrame(ctx, key, format.KindLog, m.Metadata)
 	case "headers-a", "headers-b":
 		var body []byte
-		if body, err = r.getFrame(ctx, key, format.KindHeader, m.headerKey); err == nil {
+		if body, err = r.getFrame(ctx, key, format.KindHeader, m.Header); err == nil {
 			if _, err = parseHeader(body); err != nil {
-				err = &DamageError{Object: key, Machine: m.ID, Err: err}
+				err = &DamageError{Object: key, Machine: m.Machine.ID, Err: err}
 			}
 		}
 	case "side":
@@ -119,17 +122,37 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 		if name, err = format.ParseName(strings.Join(part[2:], "")); err != nil {
 			return &DamageError{Object: key, Err: err}
 		}
-		if _, err = m.segments.get(ctx, name); err == nil {
-			_, err = readTOC(ctx, r.st, m, key)
+		if _, err = m.segments.Get(ctx, name); err == nil {
+			_, err = segment.ReadTOC(ctx, r.st, m.Keys, key)
 		}
 	default:
 		err = &DamageError{Object: key, Err: fmt.Errorf("no object of a repository has this name: %w", format.ErrCorrupt)}
 	}
 	var de *DamageError
 	if errors.As(err, &de) && de.Machine == "" {
-		de.Machine = m.ID
+		de.Machine = m.Machine.ID
 	}
 	return err
+}
+
+// checkTwin checks both copies of an object that is kept twice.
+func (r *Repository) checkTwin(ctx context.Context, key string) error {
+	first, err := store.GetAll(ctx, r.st, key, store.MaxSmallObject)
+	if err == nil {
+		if err := envelope.CheckFrame(first); err != nil {
+			return &DamageError{Object: key, Err: err}
+		}
+	} else {
+		return &DamageError{Object: key, Err: fmt.Errorf("only its second copy is there: %w", damage.FromStore(key, err))}
+	}
+	second, err := store.GetAll(ctx, r.st, twin.Prefix+key, store.MaxSmallObject)
+	if err != nil {
+		return &DamageError{Object: twin.Prefix + key, Err: fmt.Errorf("second copy: %w", damage.FromStore(key, err))}
+	}
+	if !bytes.Equal(first, second) {
+		return &DamageError{Object: twin.Prefix + key, Err: fmt.Errorf("second copy differs: %w", format.ErrCorrupt)}
+	}
+	return nil
 }
 
 // CheckLog compares the entries of a machine's log that the store lists with

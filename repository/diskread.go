@@ -11,6 +11,9 @@ import (
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -18,7 +21,7 @@ import (
 type unitReader struct {
 	m    *machine
 	st   store.Store
-	x    extentScratch
+	x    segment.Scratch
 	buf  []byte // aligned, readRun bytes and a page more
 	plan []wanted
 }
@@ -56,8 +59,8 @@ func (r *unitReader) block(ctx context.Context, b *format.Block, dst []byte) err
 
 // check compares a block's content with its digest.
 func (r *unitReader) check(b *format.Block, p []byte) error {
-	g := r.m.digester()
-	defer r.m.release(g)
+	g := r.m.Digester()
+	defer r.m.Release(g)
 	var d format.Digest
 	switch {
 	case b.Unread != 0:
@@ -108,19 +111,19 @@ func (r *unitReader) unit(ctx context.Context, l *format.Leaf, first, last int, 
 // straight reads whole blocks that lie behind each other right into dst.
 func (r *unitReader) straight(ctx context.Context, dst []byte, bad func(error, int) error) error {
 	n := len(r.plan) * format.BlockSize
-	seg, err := r.m.segments.get(ctx, r.plan[0].Segment)
+	seg, err := r.m.segments.Get(ctx, r.plan[0].Segment)
 	if err == nil {
-		err = readFull(ctx, r.st, seg.key, int64(r.plan[0].Position)*format.PageSize, dst[:n])
+		err = damage.ReadFull(ctx, r.st, seg.Key, int64(r.plan[0].Position)*format.PageSize, dst[:n])
 	}
-	g := r.m.digester()
-	defer r.m.release(g)
+	g := r.m.Digester()
+	defer r.m.Release(g)
 	for i := range r.plan {
 		w := &r.plan[i]
 		p := dst[i*format.BlockSize:]
 		e := err
 		if e == nil {
-			if e = seg.open(g, &r.x, p, format.BlockSize, w.Position, w.Stored, w.Tag); e != nil {
-				e = &DamageError{Object: seg.key, Machine: r.m.ID, Err: e}
+			if e = seg.Open(g, &r.x, p, format.BlockSize, w.Position, w.Stored, w.Tag); e != nil {
+				e = &DamageError{Object: seg.Key, Machine: r.m.Machine.ID, Err: e}
 			}
 		}
 		if e != nil {
@@ -168,15 +171,15 @@ func (r *unitReader) read(ctx context.Context, dst []byte, bad func(error, int) 
 
 // run reads [start, end) of one segment and places the extents in it.
 func (r *unitReader) run(ctx context.Context, dst []byte, ws []wanted, start, end int64, bad func(error, int) error) error {
-	seg, err := r.m.segments.get(ctx, ws[0].Segment)
+	seg, err := r.m.segments.Get(ctx, ws[0].Segment)
 	if err == nil {
-		err = readFull(ctx, r.st, seg.key, start, r.buf[:end-start])
+		err = damage.ReadFull(ctx, r.st, seg.Key, start, r.buf[:end-start])
 		if err != nil && ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
-	g := r.m.digester()
-	defer r.m.release(g)
+	g := r.m.Digester()
+	defer r.m.Release(g)
 	for i := range ws {
 		w := &ws[i]
 		size := format.Pages(w.Stored) * format.PageSize
@@ -184,8 +187,8 @@ func (r *unitReader) run(ctx context.Context, dst []byte, ws []wanted, start, en
 		var p []byte
 		if e == nil {
 			p = r.buf[int64(w.Position)*format.PageSize-start:]
-			if e = seg.open(g, &r.x, p, size, w.Position, w.Stored, w.Tag); e != nil {
-				e = &DamageError{Object: seg.key, Machine: r.m.ID, Err: e}
+			if e = seg.Open(g, &r.x, p, size, w.Position, w.Stored, w.Tag); e != nil {
+				e = &DamageError{Object: seg.Key, Machine: r.m.Machine.ID, Err: e}
 			}
 		}
 		if e != nil {
@@ -221,7 +224,7 @@ type DiskReader struct {
 	m      *machine
 	st     store.Store
 	disk   Disk
-	tree   *tree
+	tree   *blockmap.Tree
 	pool   sync.Pool
 	blocks int64
 }
@@ -268,7 +271,7 @@ func (d *DiskReader) ReadAt(p []byte, off int64) (int, error) {
 		index := at / format.LeafSize
 		in := at % format.LeafSize
 		want := min(int64(len(p)-n), format.LeafSize-in, d.disk.Size-at)
-		l, _, err := d.tree.leaf(d.ctx, index)
+		l, _, err := d.tree.Leaf(d.ctx, index)
 		if err != nil {
 			return n, d.locate(err, index*format.LeafSize, format.LeafSize)
 		}
@@ -294,13 +297,13 @@ func (d *DiskReader) locate(err error, off, length int64) error {
 	var de *DamageError
 	if errors.As(err, &de) {
 		return &DamageError{
-			Object: de.Object, Machine: d.m.ID, Disk: d.disk.ID,
+			Object: de.Object, Machine: d.m.Machine.ID, Disk: d.disk.ID,
 			Range: disk.Range{Offset: off, Length: min(length, d.disk.Size-off)}, Err: de.Err,
 		}
 	}
 	if errors.Is(err, ErrNotFound) {
 		return &DamageError{
-			Object: "segment or map", Machine: d.m.ID, Disk: d.disk.ID,
+			Object: "segment or map", Machine: d.m.Machine.ID, Disk: d.disk.ID,
 			Range: disk.Range{Offset: off, Length: min(length, d.disk.Size-off)}, Err: err,
 		}
 	}
@@ -321,7 +324,7 @@ func (d *DiskReader) NextData(off int64) (disk.Range, error) {
 			b = (index + skip) * format.LeafBlocks
 			continue
 		}
-		l, _, err := d.tree.leaf(d.ctx, index)
+		l, _, err := d.tree.Leaf(d.ctx, index)
 		if err != nil {
 			return disk.Range{}, d.locate(err, index*format.LeafSize, format.LeafSize)
 		}
@@ -345,9 +348,9 @@ func (d *DiskReader) NextData(off int64) (disk.Range, error) {
 // skip says how many leaves from index on are zeroes as a whole, at the
 // coarsest level at which that shows.
 func (d *DiskReader) skip(index int64) (int64, error) {
-	for level := d.tree.level; level >= 0; level-- {
+	for level := d.tree.Level; level >= 0; level-- {
 		span := int64(1) << (5 * level)
-		ref, known, err := d.tree.ref(d.ctx, level, index/span)
+		ref, known, err := d.tree.Ref(d.ctx, level, index/span)
 		if err != nil {
 			return 0, d.locate(err, index*format.LeafSize, format.LeafSize)
 		}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 )
 
 // maxExtents bounds how many extents a block may have: more make it slow to
@@ -26,14 +28,14 @@ type diskWriter struct {
 	*PointWriter
 	in     DiskInput
 	size   int64
-	parent *tree
-	tree   *treeBuilder
+	parent *blockmap.Tree
+	tree   *blockmap.Builder
 	outer  context.Context // of the whole write: segments outlive the pipeline that fills them
 
 	mu     sync.Mutex
-	free   []*segmentWriter // open segments that nobody writes to now
+	free   []*segment.Writer // open segments that nobody writes to now
 	stats  Stats
-	usage  usage
+	usage  blockmap.Usage
 	unread []disk.Range
 }
 
@@ -68,7 +70,7 @@ func (w *diskWriter) run(ctx context.Context) error {
 	for range n {
 		group.Go(func() error {
 			u := newUnitWorker(w)
-			defer w.m.release(u.g)
+			defer w.m.Release(u.g)
 			for item := range work {
 				res := u.process(ctx, item.index)
 				item.done <- res
@@ -83,18 +85,18 @@ func (w *diskWriter) run(ctx context.Context) error {
 	err := group.Wait()
 	for _, s := range w.free {
 		if err != nil {
-			_ = s.w.Abort()
+			_ = s.Abort()
 			continue
 		}
 		var size int64
-		if size, err = s.finish(); err == nil {
+		if size, err = s.Finish(); err == nil {
 			w.stats.Stored += size
-			w.m.segments.add(s.segment)
+			w.m.segments.Add(s.Segment)
 		}
 	}
 	w.free = nil
 	if err == nil && w.parent != nil { // the disk shrank
-		for i := format.LeafCount(w.size); i < format.LeafCount(w.parent.size); i++ {
+		for i := format.LeafCount(w.size); i < format.LeafCount(w.parent.Size); i++ {
 			w.dropLeaf(w.outer, i)
 		}
 	}
@@ -106,7 +108,7 @@ func (w *diskWriter) dispatch(ctx context.Context, work, ordered chan<- unitItem
 	leaves := format.LeafCount(w.size)
 	data := disk.Range{} // the range of data at or behind the current unit
 	more := w.size > 0
-	changed := disk.Normalize(w.in.Changed...)
+	changed := w.changed()
 	send := func(ch chan<- unitItem, item unitItem) error {
 		select {
 		case ch <- item:
@@ -145,7 +147,7 @@ func (w *diskWriter) dispatch(ctx context.Context, work, ordered chan<- unitItem
 			return err
 		}
 		if w.in.Known && w.parent != nil && !overlaps(changed, start, start+format.LeafSize) {
-			ref, known, err := w.parent.ref(ctx, 0, i)
+			ref, known, err := w.parent.Ref(ctx, 0, i)
 			if err == nil && known {
 				item.done <- unitResult{same: true, ref: ref}
 				i++
@@ -158,6 +160,21 @@ func (w *diskWriter) dispatch(ctx context.Context, work, ordered chan<- unitItem
 		i++
 	}
 	return nil
+}
+
+// changed is what must be read although the change source is trusted: what it
+// names, what the parent could not read, and everything from the end of the
+// smaller of the two disks on.
+func (w *diskWriter) changed() disk.Ranges {
+	all := append([]disk.Range(nil), w.in.Changed...)
+	if pd := w.parentDisk(w.in.ID); pd != nil {
+		all = append(all, pd.Unread...)
+		if pd.Size != w.size {
+			end := min(pd.Size, w.size)
+			all = append(all, disk.Range{Offset: end, Length: max(pd.Size, w.size) - end})
+		}
+	}
+	return disk.Normalize(all...)
 }
 
 // collect takes the leaves in order.
@@ -190,11 +207,11 @@ func (w *diskWriter) collect(ctx context.Context, ordered <-chan unitItem) error
 		ref := res.ref
 		if !res.same && res.leaf != nil {
 			var err error
-			if ref, err = w.tree.leaf(ctx, res.leaf, res.digest); err != nil {
+			if ref, err = w.tree.Leaf(res.leaf, res.digest); err != nil {
 				return err
 			}
 		}
-		if err := w.tree.add(ctx, ref); err != nil {
+		if err := w.tree.Add(ctx, ref); err != nil {
 			return err
 		}
 		progress(1)
@@ -206,7 +223,7 @@ func (w *diskWriter) collect(ctx context.Context, ordered <-chan unitItem) error
 func (w *diskWriter) zeros(ctx context.Context, item unitItem) error {
 	for i := item.index; i < item.index+item.zeros; i++ {
 		w.dropLeaf(ctx, i)
-		if err := w.tree.add(ctx, format.Ref{}); err != nil {
+		if err := w.tree.Add(ctx, format.Ref{}); err != nil {
 			return err
 		}
 	}
@@ -219,11 +236,11 @@ func (w *diskWriter) dropLeaf(ctx context.Context, index int64) {
 	if w.parent == nil {
 		return
 	}
-	ref, _, err := w.parent.ref(ctx, 0, index)
+	ref, _, err := w.parent.Ref(ctx, 0, index)
 	if err != nil || ref.Zero() {
 		return
 	}
-	old, err := w.parent.c.leaf(ctx, ref)
+	old, err := w.parent.Cache.Leaf(ctx, ref)
 	if err != nil {
 		return
 	}
@@ -237,7 +254,7 @@ func (w *diskWriter) dropLeaf(ctx context.Context, index int64) {
 // dropBlock counts a block's extents as superseded. w.mu is held.
 func (w *diskWriter) dropBlock(b *format.Block) {
 	for _, e := range b.Extents {
-		w.usage.entry(e.Segment).Superseded += uint64(format.Pages(e.Stored))
+		w.usage.Of(e.Segment).Superseded += uint64(format.Pages(e.Stored))
 	}
 	if !b.Zero() {
 		w.stats.Changed += format.BlockSize
@@ -245,19 +262,19 @@ func (w *diskWriter) dropBlock(b *format.Block) {
 }
 
 // takeSegment hands out an open segment with room for pages, for one worker.
-func (w *diskWriter) takeSegment(pages int) (*segmentWriter, error) {
+func (w *diskWriter) takeSegment(pages int) (*segment.Writer, error) {
 	w.mu.Lock()
-	var s *segmentWriter
+	var s *segment.Writer
 	if n := len(w.free); n > 0 {
 		s, w.free = w.free[n-1], w.free[:n-1]
 	}
 	w.mu.Unlock()
-	if s != nil && s.room() < pages {
-		size, err := s.finish()
+	if s != nil && s.Room() < pages {
+		size, err := s.Finish()
 		if err != nil {
 			return nil, err
 		}
-		w.m.segments.add(s.segment)
+		w.m.segments.Add(s.Segment)
 		w.mu.Lock()
 		w.stats.Stored += size
 		w.mu.Unlock()
@@ -266,10 +283,10 @@ func (w *diskWriter) takeSegment(pages int) (*segmentWriter, error) {
 	if s != nil {
 		return s, nil
 	}
-	return w.r.openSegment(w.outer, w.m, w.entry, []string{w.in.ID})
+	return segment.Create(w.outer, w.r.st, w.m.Keys, w.r.cfg.Sealing == SealingAESGCM, w.entry, []string{w.in.ID})
 }
 
-func (w *diskWriter) giveSegment(s *segmentWriter) {
+func (w *diskWriter) giveSegment(s *segment.Writer) {
 	w.mu.Lock()
 	w.free = append(w.free, s)
 	w.mu.Unlock()
@@ -279,7 +296,7 @@ func (w *diskWriter) giveSegment(s *segmentWriter) {
 type unitWorker struct {
 	*diskWriter
 	g       *format.Digester
-	x       extentScratch
+	x       segment.Scratch
 	in, out []byte // a unit each, aligned, TagSize more behind
 	old     []byte // a block of the parent's content
 	page    []byte // masked pages
@@ -295,7 +312,7 @@ type planned struct {
 
 func newUnitWorker(w *diskWriter) *unitWorker {
 	return &unitWorker{
-		diskWriter: w, g: w.m.digester(),
+		diskWriter: w, g: w.m.Digester(),
 		in: disk.AlignedBuffer(format.LeafSize), out: disk.AlignedBuffer(format.LeafSize + format.PageSize),
 		old: make([]byte, format.BlockSize), page: make([]byte, format.BlockSize),
 		reader: newUnitReader(w.m, w.r.st),
@@ -342,7 +359,7 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 
 	var parent format.Ref
 	if u.parent != nil {
-		if parent, _, err = u.parent.ref(ctx, 0, index); err != nil {
+		if parent, _, err = u.parent.Ref(ctx, 0, index); err != nil {
 			if res.err = ctx.Err(); res.err != nil {
 				return res
 			}
@@ -358,7 +375,7 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 		u.mu.Unlock()
 		return res
 	}
-	old, err := u.m.maps.leaf(ctx, parent)
+	old, err := u.m.maps.Leaf(ctx, parent)
 	if err != nil {
 		if res.err = ctx.Err(); res.err != nil {
 			return res
@@ -404,12 +421,12 @@ func (u *unitWorker) account(now, old *format.Leaf) {
 	for b := range now {
 		for i := range now[b].Extents {
 			if e := &now[b].Extents[i]; !has(&old[b], e) {
-				u.usage.entry(e.Segment).Added += uint64(format.Pages(e.Stored))
+				u.usage.Of(e.Segment).Added += uint64(format.Pages(e.Stored))
 			}
 		}
 		for i := range old[b].Extents {
 			if e := &old[b].Extents[i]; !has(&now[b], e) {
-				u.usage.entry(e.Segment).Superseded += uint64(format.Pages(e.Stored))
+				u.usage.Of(e.Segment).Superseded += uint64(format.Pages(e.Stored))
 			}
 		}
 	}
@@ -490,23 +507,23 @@ func (u *unitWorker) storePlan(ctx context.Context, index int64, leaf *format.Le
 		return err
 	}
 	at := 0
-	position := s.position
+	position := s.Position
 	for _, pl := range plan {
 		b := &leaf[pl.block]
 		p := u.in[pl.block*format.BlockSize : (pl.block+1)*format.BlockSize]
 		if pl.mask != 0xffff {
 			p = gather(u.page, p, pl.mask)
 		}
-		tag := s.seal(u.g, &u.x, u.out[at:at+len(p)+format.TagSize], p, position, pl.mask)
-		b.Extents = append(b.Extents, format.Extent{Segment: s.name, Position: position, Stored: pl.mask, Live: pl.mask, Tag: tag})
-		s.toc.Extents = append(s.toc.Extents, format.TOCExtent{
+		tag := s.Seal(u.g, &u.x, u.out[at:at+len(p)+format.TagSize], p, position, pl.mask)
+		b.Extents = append(b.Extents, format.Extent{Segment: s.Name, Position: position, Stored: pl.mask, Live: pl.mask, Tag: tag})
+		s.TOC.Extents = append(s.TOC.Extents, format.TOCExtent{
 			Block: index*format.LeafBlocks + int64(pl.block), Position: position, Mask: pl.mask, Tag: tag, Digest: [16]byte(b.Digest[:16]),
 		})
 		at += len(p)
 		position += uint32(len(p) / format.PageSize)
 	}
-	if err := s.append(u.out[:at]); err != nil {
-		return errors.Join(err, s.w.Abort())
+	if err := s.Append(u.out[:at]); err != nil {
+		return errors.Join(err, s.Abort())
 	}
 	u.giveSegment(s)
 	return nil

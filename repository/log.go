@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -48,7 +49,7 @@ func (r *Repository) readLog(ctx context.Context, m *machine) ([]logRecord, erro
 	defer m.logMu.Unlock()
 	for {
 		n := int64(len(m.log.records))
-		key := format.LogKey(m.ID, n)
+		key := format.LogKey(m.Machine.ID, n)
 		raw, err := store.GetAll(ctx, r.st, key, 1<<20)
 		if errors.Is(err, store.ErrNotExist) {
 			return m.log.records[:n:n], nil
@@ -62,7 +63,7 @@ func (r *Repository) readLog(ctx context.Context, m *machine) ([]logRecord, erro
 		rec := logRecord{digest: digestOf(raw)}
 		if rec.err = r.parseEntry(&rec, raw, key, m, n); rec.err != nil {
 			rec.logEntry = logEntry{N: n}
-			rec.err = &DamageError{Object: key, Machine: m.ID, Err: rec.err}
+			rec.err = &DamageError{Object: key, Machine: m.Machine.ID, Err: rec.err}
 			r.log.Error("machine log entry is damaged", "object", key, "error", rec.err)
 		}
 		m.log.records = append(m.log.records, rec)
@@ -70,11 +71,11 @@ func (r *Repository) readLog(ctx context.Context, m *machine) ([]logRecord, erro
 }
 
 func (r *Repository) parseEntry(rec *logRecord, raw []byte, key string, m *machine, n int64) error {
-	signed, err := envelope.OpenFrame(raw, format.KindLog, m.metaKey, []byte(key))
+	signed, err := envelope.OpenFrame(raw, format.KindLog, m.Metadata, []byte(key))
 	if err != nil {
 		return err
 	}
-	body, signer, err := envelope.Verify(signed, logType, r.trust.KeySet("writer"))
+	body, signer, err := envelope.Verify(signed, logType, r.trust.KeySet(envelope.RoleWriter))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUntrusted, err)
 	}
@@ -82,7 +83,7 @@ func (r *Repository) parseEntry(rec *logRecord, raw []byte, key string, m *machi
 		return err
 	}
 	rec.writer = signer
-	if rec.Machine != m.ID || rec.N != n {
+	if rec.Machine != m.Machine.ID || rec.N != n {
 		return fmt.Errorf("entry of machine %s, number %d: %w", rec.Machine, rec.N, format.ErrCorrupt)
 	}
 	if _, revoked, _ := r.trust.Key(signer); revoked != nil && !rec.Time.Before(*revoked) {
@@ -105,7 +106,7 @@ func (r *Repository) appendLog(ctx context.Context, m *machine, e logEntry, prev
 	if r.writer == nil {
 		return errors.New("write machine log: repository is open for reading only")
 	}
-	e.Machine, e.Previous, e.Time = m.ID, previous, r.clock()
+	e.Machine, e.Previous, e.Time = m.Machine.ID, previous, r.clock()
 	body, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("write machine log: %w", err)
@@ -114,7 +115,7 @@ func (r *Repository) appendLog(ctx context.Context, m *machine, e logEntry, prev
 	if err != nil {
 		return fmt.Errorf("write machine log: %w", err)
 	}
-	_, err = r.putFrame(ctx, format.LogKey(m.ID, e.N), format.KindLog, m.metaKey, signed)
+	_, err = r.putFrame(ctx, format.LogKey(m.Machine.ID, e.N), format.KindLog, m.Metadata, signed)
 	return err
 }
 
@@ -168,17 +169,17 @@ func (r *Repository) Manifest(ctx context.Context, p Point) (*Manifest, error) {
 	key := format.ManifestKey(p.Machine, p.ID)
 	raw, err := store.GetAll(ctx, r.st, key, store.MaxSmallObject)
 	if err != nil {
-		return nil, readError(key, err)
+		return nil, damage.FromStore(key, err)
 	}
 	damaged := func(err error) error { return &DamageError{Object: key, Machine: p.Machine, Err: err} }
 	if digestOf(raw) != p.manifestDigest {
 		return nil, damaged(fmt.Errorf("it is not the manifest that was committed: %w", format.ErrCorrupt))
 	}
-	signed, err := envelope.OpenFrame(raw, format.KindManifest, m.metaKey, []byte(key))
+	signed, err := envelope.OpenFrame(raw, format.KindManifest, m.Metadata, []byte(key))
 	if err != nil {
 		return nil, damaged(err)
 	}
-	body, _, err := envelope.Verify(signed, manifestType, r.trust.KeySet("writer"))
+	body, _, err := envelope.Verify(signed, manifestType, r.trust.KeySet(envelope.RoleWriter))
 	if err != nil {
 		return nil, damaged(fmt.Errorf("%w: %w", ErrUntrusted, err))
 	}
@@ -231,7 +232,7 @@ func (r *Repository) putManifest(ctx context.Context, m *machine, mf *Manifest) 
 	if err != nil {
 		return "", fmt.Errorf("write manifest: %w", err)
 	}
-	frame, err := r.putFrame(ctx, format.ManifestKey(m.ID, mf.Point), format.KindManifest, m.metaKey, signed)
+	frame, err := r.putFrame(ctx, format.ManifestKey(m.Machine.ID, mf.Point), format.KindManifest, m.Metadata, signed)
 	if err != nil {
 		return "", err
 	}

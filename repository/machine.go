@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"sort"
 	"strings"
 	"sync"
@@ -15,23 +16,23 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
+	"github.com/lockstep-backup/lockstep/repository/internal/segment"
+	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
 // machine is a machine's keys and what is remembered of its objects.
 type machine struct {
 	Machine
-	raw [16]byte // the id's bytes
+	*machinekey.Keys
+	segments *segment.Cache
+	maps     *blockmap.Cache
 
-	metadata, content                      envelope.Secret
-	mapKey, metaKey, sidecarKey, headerKey *[32]byte
-	blockKey, nodeKey                      envelope.Secret
-	segments                               *segmentCache
-	maps                                   *mapCache
-	secrets                                []envelope.Secret
-	digesters                              sync.Pool
-	logMu                                  sync.Mutex
-	log                                    machineLog
+	logMu sync.Mutex
+	log   machineLog
 }
 
 type machineRecord struct {
@@ -40,45 +41,12 @@ type machineRecord struct {
 	Content  []byte `json:"content"`
 }
 
-const keyPurpose = "lockstep repository 1 "
-
 func newMachine(rec machineRecord, st store.Store, sealed bool) (*machine, error) {
-	if !format.ValidID(rec.ID) || len(rec.Metadata) != 32 || len(rec.Content) != 32 {
-		return nil, fmt.Errorf("machine record: %w", format.ErrCorrupt)
-	}
-	m := &machine{Machine: rec.Machine, metadata: envelope.NewSecret(rec.Metadata), content: envelope.NewSecret(rec.Content)}
-	if _, err := hex.Decode(m.raw[:], []byte(rec.ID)); err != nil {
+	keys, err := machinekey.New(rec.ID, rec.Metadata, rec.Content)
+	if err != nil {
 		return nil, err
 	}
-	m.secrets = []envelope.Secret{m.metadata, m.content}
-	derive := func(purpose string) envelope.Secret {
-		s := envelope.DeriveKey(m.metadata, keyPurpose+purpose, m.raw[:])
-		m.secrets = append(m.secrets, s)
-		return s
-	}
-	key := func(purpose string) *[32]byte { return (*[32]byte)(derive(purpose).Expose()) }
-	m.mapKey, m.metaKey, m.sidecarKey, m.headerKey = key("map"), key("metadata"), key("sidecar"), key("header")
-	m.blockKey, m.nodeKey = derive("block digest"), derive("node digest")
-	m.digesters.New = func() any {
-		g, err := format.NewDigester(m.blockKey.Expose(), m.nodeKey.Expose())
-		if err != nil {
-			panic("repository: digest keys have 32 bytes: " + err.Error())
-		}
-		return g
-	}
-	m.segments = newSegmentCache(m, st, sealed)
-	m.maps = newMapCache(m, st)
-	return m, nil
-}
-
-func (m *machine) digester() *format.Digester { return m.digesters.Get().(*format.Digester) }
-func (m *machine) release(g *format.Digester) { m.digesters.Put(g) }
-
-// wipe forgets the keys.
-func (m *machine) wipe() {
-	for _, s := range m.secrets {
-		s.Wipe()
-	}
+	return &machine{Machine: rec.Machine, Keys: keys, segments: segment.NewCache(keys, st, sealed), maps: blockmap.NewCache(keys, st)}, nil
 }
 
 // CreateMachine makes a machine with keys of its own; id "" draws one.
@@ -113,7 +81,7 @@ func (r *Repository) CreateMachine(ctx context.Context, id, name string) (Machin
 	if err != nil {
 		return Machine{}, fmt.Errorf("create machine: %w", err)
 	}
-	if err := r.st.Put(ctx, key, frame); err != nil {
+	if err := twin.Put(ctx, r.st, key, frame); err != nil {
 		return Machine{}, fmt.Errorf("create machine %s: %w", name, err)
 	}
 	return rec.Machine, nil
@@ -121,13 +89,15 @@ func (r *Repository) CreateMachine(ctx context.Context, id, name string) (Machin
 
 func (r *Repository) dekKey() *[32]byte { return (*[32]byte)(r.dek.Expose()) }
 
+const maxMachines = 1 << 20
+
 // Machines lists the machines of the repository, by name. Damaged records come
 // back as an error beside the good ones.
 func (r *Repository) Machines(ctx context.Context) ([]Machine, error) {
 	var ms []Machine
 	var bad []error
-	err := r.st.List(ctx, format.MachinePrefix, func(i store.Info) error {
-		mid, ok := strings.CutSuffix(strings.TrimPrefix(i.Key, format.MachinePrefix), "/key")
+	err := twin.List(ctx, r.st, format.MachinePrefix, maxMachines, func(key string) error {
+		mid, ok := strings.CutSuffix(strings.TrimPrefix(key, format.MachinePrefix), "/key")
 		if !ok || !format.ValidID(mid) {
 			return nil
 		}
@@ -156,49 +126,50 @@ func (r *Repository) machine(ctx context.Context, mid string) (*machine, error) 
 		return nil, fmt.Errorf("machine %q: %w", mid, ErrNotFound)
 	}
 	key := format.MachineKey(mid)
-	body, err := r.getFrame(ctx, key, format.KindMachine, r.dekKey())
+	var m *machine
+	raw, err := twin.Get(ctx, r.st, key, func(raw []byte) (err error) {
+		m, err = r.parseMachine(raw, key, mid)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r.writer != nil {
+		if err := twin.Heal(ctx, r.st, key, raw); err != nil {
+			r.log.Warn("machine record has no second copy", "machine", mid, "error", err)
+		}
+	}
+	r.machines[mid] = m
+	return m, nil
+}
+
+func (r *Repository) parseMachine(raw []byte, key, mid string) (*machine, error) {
+	body, err := envelope.OpenFrame(raw, format.KindMachine, r.dekKey(), []byte(key))
 	if err != nil {
 		return nil, err
 	}
 	defer envelope.Wipe(body)
 	var rec machineRecord
 	if err := json.Unmarshal(body, &rec); err != nil {
-		return nil, &DamageError{Object: key, Machine: mid, Err: err}
+		return nil, err
 	}
 	if rec.ID != mid {
-		return nil, &DamageError{Object: key, Machine: mid, Err: format.ErrCorrupt}
+		return nil, fmt.Errorf("record of machine %s: %w", rec.ID, format.ErrCorrupt)
 	}
-	m, err := newMachine(rec, r.st, r.cfg.Sealing == SealingAESGCM)
-	if err != nil {
-		return nil, &DamageError{Object: key, Machine: mid, Err: err}
-	}
-	r.machines[mid] = m
-	return m, nil
+	return newMachine(rec, r.st, r.cfg.Sealing == SealingAESGCM)
 }
 
 // getFrame reads a small object; the frame is bound to its key in the store.
 func (r *Repository) getFrame(ctx context.Context, key string, kind uint16, k *[32]byte) ([]byte, error) {
 	raw, err := store.GetAll(ctx, r.st, key, store.MaxSmallObject)
 	if err != nil {
-		return nil, readError(key, err)
+		return nil, damage.FromStore(key, err)
 	}
 	body, err := envelope.OpenFrame(raw, kind, k, []byte(key))
 	if err != nil {
 		return nil, &DamageError{Object: key, Err: err}
 	}
 	return body, nil
-}
-
-// readError tells a missing object (ErrNotFound) from damage and from a store that fails.
-func readError(key string, err error) error {
-	var large *store.TooLargeError
-	switch {
-	case errors.Is(err, store.ErrNotExist):
-		return fmt.Errorf("read %s: %w: %w", key, ErrNotFound, err)
-	case errors.As(err, &large), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return &DamageError{Object: key, Err: err}
-	}
-	return fmt.Errorf("read %s: %w", key, err)
 }
 
 func (r *Repository) putFrame(ctx context.Context, key string, kind uint16, k *[32]byte, body []byte) ([]byte, error) {
@@ -270,15 +241,15 @@ func (r *Repository) PutHeader(ctx context.Context, mid string, ranges []disk.Ra
 			return "", fmt.Errorf("store header: %w", err)
 		}
 	}
-	g := m.digester()
+	g := m.Digester()
 	d := g.Keyed([]byte("header"), body)
-	m.release(g)
+	m.Release(g)
 	hid := hex.EncodeToString(d[:16])
 	for _, key := range format.HeaderKeys(mid, hid) {
-		_, err := r.putFrame(ctx, key, format.KindHeader, m.headerKey, body)
+		_, err := r.putFrame(ctx, key, format.KindHeader, m.Header, body)
 		if errors.Is(err, store.ErrExist) {
 			// It must be what we mean: a copy that rotted would be trusted for years otherwise.
-			old, rerr := r.getFrame(ctx, key, format.KindHeader, m.headerKey)
+			old, rerr := r.getFrame(ctx, key, format.KindHeader, m.Header)
 			if rerr == nil && string(old) == string(body) {
 				continue
 			}
@@ -303,7 +274,7 @@ func (r *Repository) Header(ctx context.Context, mid, hid string) (*Header, erro
 	}
 	var errs []error
 	for _, key := range format.HeaderKeys(mid, hid) {
-		body, err := r.getFrame(ctx, key, format.KindHeader, m.headerKey)
+		body, err := r.getFrame(ctx, key, format.KindHeader, m.Header)
 		if err == nil {
 			var h *Header
 			if h, err = parseHeader(body); err == nil {
@@ -324,7 +295,7 @@ func (r *Repository) PutSidecar(ctx context.Context, mid, pid, kind string, raw 
 	if err != nil {
 		return "", err
 	}
-	if !format.ValidID(pid) || !holderName.MatchString(kind) {
+	if !format.ValidID(pid) || !kindName.MatchString(kind) {
 		return "", fmt.Errorf("store sidecar: point %q, kind %q: names are not valid", pid, kind)
 	}
 	key := format.SidecarKey(mid, pid, kind, newID()[:16])
@@ -339,8 +310,10 @@ func (m *machine) sidecarKeyFor(kind string) *[32]byte {
 	if kind == SidecarKeyPackage || kind == SidecarHeaderPackage {
 		return nil
 	}
-	return m.sidecarKey
+	return m.Sidecar
 }
+
+var kindName = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
 
 // Sidecars reads all statements about a recovery point, in the order of their
 // keys. Damaged ones come back as an error beside the good ones.
@@ -377,7 +350,7 @@ func (r *Repository) readSidecar(ctx context.Context, m *machine, key, prefix st
 	name := strings.TrimPrefix(key, prefix)
 	at := strings.LastIndexByte(name, '-')
 	if at < 1 {
-		return Sidecar{}, &DamageError{Object: key, Machine: m.ID, Err: format.ErrCorrupt}
+		return Sidecar{}, &DamageError{Object: key, Machine: m.Machine.ID, Err: format.ErrCorrupt}
 	}
 	kind := name[:at]
 	raw, err := r.getFrame(ctx, key, format.KindSidecar, m.sidecarKeyFor(kind))

@@ -3,18 +3,20 @@ package repository
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/holder"
+	"github.com/lockstep-backup/lockstep/repository/internal/trust"
+	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -31,37 +33,23 @@ type config struct {
 // knownFeatures are the must-understand features this version reads.
 var knownFeatures = map[string]bool{}
 
-// Holder is who can unwrap the repository's DEK.
-type Holder struct {
-	Name      string    `json:"name"`
-	Kind      string    `json:"kind"` // "passphrase", "recipient", "kek"
-	Role      string    `json:"role,omitempty"`
-	Recipient string    `json:"recipient,omitempty"`
-	KEK       string    `json:"kek,omitempty"`
-	DEK       string    `json:"id"` // DEK id
-	Created   time.Time `json:"created"`
-	Wrapped   []byte    `json:"wrapped"`
-}
+// Holder is who can unwrap the repository's DEK; NewHolder asks for one more;
+// Unlocker is what may open it.
+type (
+	Holder    = holder.Holder
+	NewHolder = holder.New
+	Unlocker  = holder.Unlocker
+)
 
 // Holder kinds and recipient roles.
 const (
-	HolderPassphrase = "passphrase"
-	HolderRecipient  = "recipient"
-	HolderKEK        = "kek"
+	HolderPassphrase = holder.Passphrase
+	HolderRecipient  = holder.Recipient
+	HolderKEK        = holder.KEK
 
-	RoleRecovery = "recovery" // its identity lies in a safe
-	RoleHost     = "host"     // its identity lies with the data directory
+	RoleRecovery = holder.RoleRecovery
+	RoleHost     = holder.RoleHost
 )
-
-// NewHolder asks for the DEK to be wrapped; exactly one of Passphrase, Recipient, KEK is set.
-type NewHolder struct {
-	Name       string // 1–64 of [a-z0-9-]
-	Passphrase envelope.Secret
-	WorkFactor int // of the passphrase's scrypt, 0 = default
-	Recipient  string
-	Role       string // of the recipient
-	KEK        envelope.KEK
-}
 
 // CreateOptions for a new repository.
 type CreateOptions struct {
@@ -71,13 +59,6 @@ type CreateOptions struct {
 	Prover    envelope.PublicKey
 	Custodian envelope.SigningKey // signs the first trust entry
 	Now       func() time.Time
-}
-
-// Unlocker is what may open the DEK; whatever fits is used.
-type Unlocker struct {
-	Passphrase envelope.Secret
-	Identities envelope.Secret // an age identity file's text
-	KEKs       []envelope.KEK
 }
 
 // OpenOptions for an existing repository.
@@ -94,7 +75,7 @@ type Repository struct {
 	st     store.Store
 	cfg    config
 	dek    envelope.Secret
-	trust  Trust
+	trust  trust.Log
 	writer *envelope.SigningKey
 	log    *slog.Logger
 	now    func() time.Time
@@ -102,8 +83,6 @@ type Repository struct {
 	mu       sync.Mutex
 	machines map[string]*machine
 }
-
-var holderName = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
 
 // Create makes a repository in an empty store and returns its id and the
 // digest of the first trust entry, which readers pin.
@@ -117,11 +96,11 @@ func Create(ctx context.Context, st store.Store, o CreateOptions) (id, trustRoot
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if len(o.Holders) > maxCreateHolders {
+		return "", "", fmt.Errorf("create repository: %d holders of its key are too many", len(o.Holders))
+	}
 	offline := false
 	for _, h := range o.Holders {
-		if !holderName.MatchString(h.Name) {
-			return "", "", fmt.Errorf("create repository: holder name %q: only 1 to 64 of a-z, 0-9 and - can be used", h.Name)
-		}
 		offline = offline || h.KEK == nil
 	}
 	if !offline {
@@ -130,6 +109,9 @@ func Create(ctx context.Context, st store.Store, o CreateOptions) (id, trustRoot
 	if _, err := st.Stat(ctx, format.ConfigKey); err == nil {
 		return "", "", fmt.Errorf("create repository: %w", ErrExists)
 	} else if !errors.Is(err, store.ErrNotExist) {
+		return "", "", fmt.Errorf("create repository: %w", err)
+	}
+	if err := clearInterrupted(ctx, st); err != nil {
 		return "", "", fmt.Errorf("create repository: %w", err)
 	}
 	dek, err := envelope.NewKey()
@@ -149,28 +131,54 @@ func Create(ctx context.Context, st store.Store, o CreateOptions) (id, trustRoot
 	// The config object comes last: without it there is no repository, and what
 	// an interrupted creation left is overwritten by nobody and read by nobody.
 	for _, h := range o.Holders {
-		if err := putHolder(ctx, st, cfg.ID, dek, h, o.Now()); err != nil {
+		if err := holder.Put(ctx, st, cfg.ID, dek, h, o.Now()); err != nil {
 			return "", "", fmt.Errorf("create repository: %w", err)
 		}
 	}
-	first, err := firstTrust(cfg.ID, digestOf(frame), o)
+	first, err := trust.First(cfg.ID, trust.Digest(frame), o.Writer, o.Prover, o.Custodian, o.Now())
 	if err != nil {
 		return "", "", fmt.Errorf("create repository: %w", err)
 	}
-	if err := st.Put(ctx, format.TrustKey(0), first); err != nil {
-		return "", "", fmt.Errorf("create repository: write trust log: %w", err)
+	if err := twin.Put(ctx, st, format.TrustKey(0), first); err != nil {
+		return "", "", fmt.Errorf("create repository: %w", err)
 	}
-	if err := st.Put(ctx, format.ConfigKey, frame); err != nil {
+	if err := twin.Put(ctx, st, format.ConfigKey, frame); err != nil {
 		if errors.Is(err, store.ErrExist) {
 			err = ErrExists
 		}
 		return "", "", fmt.Errorf("create repository: %w", err)
 	}
-	return cfg.ID, digestOf(first), nil
+	return cfg.ID, trust.Digest(first), nil
 }
 
+// clearInterrupted removes what an interrupted Create left. Anything else
+// beside a missing configuration is a damaged repository, which nobody may
+// overwrite.
+func clearInterrupted(ctx context.Context, st store.Store) error {
+	var left []string
+	err := st.List(ctx, "", func(i store.Info) error {
+		key := strings.TrimPrefix(i.Key, twin.Prefix)
+		if !strings.HasPrefix(key, format.HolderPrefix) && key != format.TrustKey(0) || len(left) > 2*maxCreateHolders {
+			return fmt.Errorf("%w: object %s is there, but no configuration", ErrExists, i.Key)
+		}
+		left = append(left, i.Key)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, key := range left {
+		if err := st.Delete(ctx, key); err != nil {
+			return fmt.Errorf("remove what an interrupted creation left: %w", err)
+		}
+	}
+	return nil
+}
+
+const maxCreateHolders = 100
+
 // Open reads the configuration, checks the trust log and unwraps the DEK.
-func Open(ctx context.Context, st store.Store, o OpenOptions) (*Repository, error) {
+func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, err error) {
 	r := &Repository{st: st, writer: o.Writer, log: o.Log, now: o.Now, machines: map[string]*machine{}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
@@ -178,25 +186,24 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (*Repository, erro
 	if r.now == nil {
 		r.now = time.Now
 	}
-	raw, err := store.GetAll(ctx, st, format.ConfigKey, 1<<20)
-	if errors.Is(err, store.ErrNotExist) {
-		return nil, fmt.Errorf("open repository %s: %w: there is none", st.Location(), ErrNotFound)
-	}
+	raw, err := twin.Get(ctx, st, format.ConfigKey, func(raw []byte) error { r.cfg, err = parseConfig(raw); return err })
 	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
-	if r.cfg, err = parseConfig(raw); err != nil {
-		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
-	}
-	if r.trust, err = readTrust(ctx, st, r.cfg.ID, digestOf(raw), o.TrustRoot); err != nil {
+	if r.trust, err = trust.Read(ctx, st, r.cfg.ID, trust.Digest(raw), o.TrustRoot); err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
 	if o.Writer != nil {
-		if k, revoked, ok := r.trust.Key(o.Writer.ID()); !ok || revoked != nil || k.Role != "writer" {
+		if k, revoked, ok := r.trust.Key(o.Writer.ID()); !ok || revoked != nil || k.Role != envelope.RoleWriter {
 			return nil, fmt.Errorf("open repository %s: writer key %s: %w", st.Location(), o.Writer.ID(), ErrUntrusted)
 		}
 	}
-	if r.dek, err = unwrapDEK(ctx, st, r.cfg.ID, o.Unlock, r.log); err != nil {
+	if o.Writer != nil {
+		if err := twin.Heal(ctx, st, format.ConfigKey, raw); err != nil {
+			r.log.Warn("configuration has no second copy", "error", err)
+		}
+	}
+	if r.dek, err = holder.Unwrap(ctx, st, r.cfg.ID, o.Unlock, r.log); err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
 	return r, nil
@@ -205,10 +212,10 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (*Repository, erro
 func parseConfig(raw []byte) (c config, err error) {
 	body, err := envelope.OpenFrame(raw, format.KindConfig, nil, nil)
 	if err != nil {
-		return c, &DamageError{Object: format.ConfigKey, Err: err}
+		return c, err
 	}
 	if err := json.Unmarshal(body, &c); err != nil {
-		return c, &DamageError{Object: format.ConfigKey, Err: err}
+		return c, err
 	}
 	if c.Format != 1 {
 		return c, fmt.Errorf("%w: version %d, this program reads version 1", ErrFormat, c.Format)
@@ -222,158 +229,33 @@ func parseConfig(raw []byte) (c config, err error) {
 		return c, fmt.Errorf("%w: sealing %q", ErrFormat, c.Sealing)
 	}
 	if !format.ValidID(c.ID) {
-		return c, &DamageError{Object: format.ConfigKey, Err: format.ErrCorrupt}
+		return c, format.ErrCorrupt
 	}
 	return c, nil
 }
 
-func dekID(dek envelope.Secret) string {
-	h := sha256.New()
-	h.Write([]byte("lockstep dek id"))
-	h.Write(dek.Expose())
-	return hex.EncodeToString(h.Sum(nil)[:16])
-}
-
-func holderContext(repo, holder string) []byte {
-	return []byte("lockstep dek " + repo + " " + holder)
-}
-
-func putHolder(ctx context.Context, st store.Store, repo string, dek envelope.Secret, n NewHolder, now time.Time) error {
-	h := Holder{Name: n.Name, Role: n.Role, DEK: dekID(dek), Created: now.UTC()}
-	var err error
-	switch {
-	case n.KEK != nil:
-		h.Kind, h.KEK = HolderKEK, n.KEK.ID()
-		h.Wrapped, err = n.KEK.Wrap(ctx, dek, holderContext(repo, n.Name))
-	case n.Recipient != "":
-		h.Kind, h.Recipient = HolderRecipient, n.Recipient
-		h.Wrapped, err = envelope.SealToRecipients(dek.Expose(), []string{n.Recipient})
-	default:
-		h.Kind = HolderPassphrase
-		h.Wrapped, err = envelope.SealWithPassphrase(dek.Expose(), n.Passphrase, n.WorkFactor)
-	}
-	if err != nil {
-		return fmt.Errorf("wrap repository key for %s: %w", n.Name, err)
-	}
-	body, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
-	frame, err := envelope.SealFrame(format.KindHolder, nil, nil, body)
-	if err != nil {
-		return err
-	}
-	if err := st.Put(ctx, format.HolderKey(n.Name), frame); err != nil {
-		return fmt.Errorf("write holder %s: %w", n.Name, err)
-	}
-	return nil
-}
-
-const maxHolders = 1000
-
-// ListHolders reads who can open a repository, without opening it. Damaged
-// holders come back as an error beside the good ones.
-func ListHolders(ctx context.Context, st store.Store) ([]Holder, error) {
-	var hs []Holder
-	var bad []error
-	err := st.List(ctx, format.HolderPrefix, func(i store.Info) error {
-		if len(hs) >= maxHolders {
-			return fmt.Errorf("list holders: more than %d: %w", maxHolders, ErrDamaged)
-		}
-		h, err := readHolder(ctx, st, i.Key)
-		if err != nil {
-			bad = append(bad, err)
-			return nil
-		}
-		hs = append(hs, h)
-		return nil
-	})
-	if err != nil {
-		return hs, fmt.Errorf("list holders: %w", err)
-	}
-	return hs, errors.Join(bad...)
-}
-
-func readHolder(ctx context.Context, st store.Store, key string) (h Holder, err error) {
-	raw, err := store.GetAll(ctx, st, key, 1<<20)
-	if err != nil {
-		return h, err
-	}
-	body, err := envelope.OpenFrame(raw, format.KindHolder, nil, nil)
-	if err != nil {
-		return h, &DamageError{Object: key, Err: err}
-	}
-	if err := json.Unmarshal(body, &h); err != nil {
-		return h, &DamageError{Object: key, Err: err}
-	}
-	if format.HolderKey(h.Name) != key {
-		return h, &DamageError{Object: key, Err: fmt.Errorf("it names itself %q: %w", h.Name, format.ErrCorrupt)}
-	}
-	return h, nil
-}
-
-func unwrapDEK(ctx context.Context, st store.Store, repo string, u Unlocker, log *slog.Logger) (envelope.Secret, error) {
-	hs, err := ListHolders(ctx, st)
-	if len(hs) == 0 && err != nil {
-		return envelope.Secret{}, err
-	}
-	tried := errors.Join(ErrNoKey, err)
-	for _, h := range hs {
-		var dek envelope.Secret
-		err := errNotTried
-		switch h.Kind {
-		case HolderRecipient:
-			if u.Identities.Len() > 0 {
-				dek, err = envelope.OpenWithIdentities(h.Wrapped, u.Identities)
-			}
-		case HolderPassphrase:
-			if u.Passphrase.Len() > 0 {
-				dek, err = envelope.OpenWithPassphrase(h.Wrapped, u.Passphrase)
-			}
-		case HolderKEK:
-			for _, k := range u.KEKs {
-				if k.ID() == h.KEK {
-					dek, err = k.Unwrap(ctx, h.Wrapped, holderContext(repo, h.Name))
-				}
-			}
-		}
-		if errors.Is(err, errNotTried) {
-			continue
-		}
-		if err == nil && dekID(dek) != h.DEK {
-			dek.Wipe()
-			err = format.ErrCorrupt
-		}
-		if err == nil {
-			return dek, nil
-		}
-		log.Debug("holder does not open the repository", "holder", h.Name, "error", err)
-		tried = errors.Join(tried, fmt.Errorf("holder %s: %w", h.Name, err))
-	}
-	return envelope.Secret{}, tried
-}
-
-var errNotTried = errors.New("no key for this holder was given")
-
 // AddHolder wraps the DEK for one more holder.
 func (r *Repository) AddHolder(ctx context.Context, n NewHolder) error {
-	if !holderName.MatchString(n.Name) {
-		return fmt.Errorf("add holder: name %q: only 1 to 64 of a-z, 0-9 and - can be used", n.Name)
-	}
-	if err := putHolder(ctx, r.st, r.cfg.ID, r.dek, n, r.now()); err != nil {
+	if err := holder.Put(ctx, r.st, r.cfg.ID, r.dek, n, r.now()); err != nil {
 		return fmt.Errorf("add holder: %w", err)
 	}
 	return nil
 }
 
 // Holders lists who can unwrap the DEK.
-func (r *Repository) Holders(ctx context.Context) ([]Holder, error) { return ListHolders(ctx, r.st) }
+func (r *Repository) Holders(ctx context.Context) ([]Holder, error) { return holder.List(ctx, r.st) }
+
+// ListHolders reads who can open a repository, without opening it.
+func ListHolders(ctx context.Context, st store.Store) ([]Holder, error) { return holder.List(ctx, st) }
 
 // ID is the repository's id, 32 hex digits.
 func (r *Repository) ID() string { return r.cfg.ID }
 
 // Sealing is how extents are stored.
 func (r *Repository) Sealing() string { return r.cfg.Sealing }
+
+// Trust says which keys sign what.
+type Trust = trust.Log
 
 // Trust is the state of the trust log when the repository was opened.
 func (r *Repository) Trust() Trust { return r.trust }
@@ -387,7 +269,7 @@ func (r *Repository) Close() error {
 	defer r.mu.Unlock()
 	r.dek.Wipe()
 	for _, m := range r.machines {
-		m.wipe()
+		m.Wipe()
 	}
 	r.machines = map[string]*machine{}
 	return nil
@@ -403,7 +285,12 @@ func newID() string {
 // NewPointID draws the id of a recovery point.
 func NewPointID() string { return newID() }
 
-func digestOf(p []byte) string {
-	d := sha256.Sum256(p)
-	return "sha256:" + hex.EncodeToString(d[:])
+// PublishKeys appends a trust entry: new keys, and dates from which keys do
+// not count. The signing custodian must be valid now.
+func (r *Repository) PublishKeys(ctx context.Context, custodian envelope.SigningKey, add []envelope.PublicKey, revoke map[envelope.KeyID]time.Time) error {
+	t, err := r.trust.Append(ctx, r.st, r.cfg.ID, custodian, add, revoke, r.now())
+	r.trust = t
+	return err
 }
+
+func digestOf(p []byte) string { return trust.Digest(p) }

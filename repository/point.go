@@ -11,6 +11,8 @@ import (
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -33,7 +35,7 @@ type PointWriter struct {
 	last   string
 	seen   int
 	parent *Manifest
-	maps   *mapWriter
+	maps   *blockmap.Writer
 	resume *leftovers
 	id     string
 }
@@ -72,7 +74,7 @@ func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*Po
 			r.log.Error("recovery point cannot serve as parent", "point", points[i].ID, "error", err)
 		}
 	}
-	w.maps = &mapWriter{r: r, m: m, entry: w.entry, ctx: ctx}
+	w.maps = blockmap.NewWriter(ctx, r.st, m.Keys, w.entry)
 	if w.resume, err = findLeftovers(ctx, r, m, w.entry); err != nil {
 		return nil, err
 	}
@@ -132,7 +134,7 @@ func (w *PointWriter) WriteDisk(ctx context.Context, in DiskInput) (Disk, error)
 	if in.Why != "" {
 		d.Changes += ": " + in.Why
 	}
-	dw := &diskWriter{PointWriter: w, in: in, size: size, usage: usage{}}
+	dw := &diskWriter{PointWriter: w, in: in, size: size, usage: blockmap.Usage{}}
 	if pd := w.parentDisk(in.ID); pd != nil && !w.opts.Full {
 		t, err := w.m.openTree(*pd)
 		if err != nil {
@@ -141,22 +143,25 @@ func (w *PointWriter) WriteDisk(ctx context.Context, in DiskInput) (Disk, error)
 			dw.parent = t
 		}
 	}
-	g := w.m.digester()
-	defer w.m.release(g)
-	before := w.maps.offset + w.maps.total
-	dw.tree = &treeBuilder{w: w.maps, g: g, level: format.Levels(size), leaves: format.LeafCount(size), parent: dw.parent}
+	g := w.m.Digester()
+	defer w.m.Release(g)
+	before := w.maps.Bytes()
+	dw.tree = blockmap.NewBuilder(w.maps, g, size, dw.parent)
 	if err := dw.run(ctx); err != nil {
 		return Disk{}, fmt.Errorf("write disk %s: %w", in.ID, err)
 	}
-	usage, err := dw.usage.write(ctx, w.maps)
+	usage, err := dw.usage.Write(w.maps)
 	if err != nil {
 		return Disk{}, fmt.Errorf("write disk %s: %w", in.ID, err)
 	}
-	root := g.Root(size, dw.tree.root.Node)
+	root := g.Root(size, dw.tree.Root.Node)
 	d.ContentRoot = hex.EncodeToString(root[:])
-	d.Map, d.Usage = dw.tree.mapRef(), usage
+	d.Map = mapRef(dw.tree)
+	for _, p := range usage {
+		d.Usage = append(d.Usage, pageRef(p))
+	}
 	d.Stats = dw.stats
-	d.Stats.Map = w.maps.offset + w.maps.total - before
+	d.Stats.Map = w.maps.Bytes() - before
 	for _, u := range dw.unread {
 		if n := len(d.Unread); n > 0 && d.Unread[n-1].End() == u.Offset {
 			d.Unread[n-1].Length += u.Length
@@ -169,21 +174,21 @@ func (w *PointWriter) WriteDisk(ctx context.Context, in DiskInput) (Disk, error)
 
 // FinishMaps makes the maps durable: afterwards OpenDisk reads the disks
 // through the uncommitted recovery point, and no more disks can be written.
-func (w *PointWriter) FinishMaps() error { return w.maps.finish() }
+func (w *PointWriter) FinishMaps() error { return w.maps.Finish() }
 
 // OpenDisk reads a disk of the uncommitted recovery point, after FinishMaps.
 func (w *PointWriter) OpenDisk(ctx context.Context, d Disk) (*DiskReader, error) {
-	return w.r.OpenDisk(ctx, w.m.ID, d)
+	return w.r.OpenDisk(ctx, w.m.Machine.ID, d)
 }
 
 // Commit stores the manifest and the log entry. ErrConflict says that another
 // writer committed, or that data may have been reclaimed, since Begin.
 func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
-	if err := w.maps.finish(); err != nil {
+	if err := w.maps.Finish(); err != nil {
 		return Point{}, fmt.Errorf("commit: %w", err)
 	}
 	mf.Format, mf.Repository = 1, w.r.cfg.ID
-	mf.Machine, mf.MachineName, mf.Point = w.m.ID, w.m.Name, w.id
+	mf.Machine, mf.MachineName, mf.Point = w.m.Machine.ID, w.m.Name, w.id
 	if w.parent != nil {
 		mf.Parent = w.parent.Point
 	}
@@ -209,7 +214,7 @@ func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
 	if err != nil {
 		return Point{}, fmt.Errorf("read back commit: %w", err)
 	}
-	for _, p := range listed(records, w.m.ID) {
+	for _, p := range listed(records, w.m.Machine.ID) {
 		if p.ID == w.id {
 			return p, nil
 		}
@@ -235,7 +240,7 @@ func (w *PointWriter) recheck(ctx context.Context, parent string) error {
 }
 
 // Abort drops what is not durable yet; durable segments serve the next attempt.
-func (w *PointWriter) Abort() { w.maps.abort() }
+func (w *PointWriter) Abort() { w.maps.Abort() }
 
 // leftovers finds what an interrupted attempt at the same log entry stored.
 // Tables of contents are read when wanted and kept in a bounded cache.
@@ -269,7 +274,7 @@ const maxHotTOCs = 16
 
 func findLeftovers(ctx context.Context, r *Repository, m *machine, entry int64) (*leftovers, error) {
 	l := &leftovers{r: r, m: m}
-	prefix := format.AttemptPrefix(m.ID, entry)
+	prefix := format.AttemptPrefix(m.Machine.ID, entry)
 	err := r.st.List(ctx, prefix, func(i store.Info) error {
 		name, err := format.ParseName(format.NewName(entry, 0).String()[:8] + i.Key[len(prefix):])
 		if err == nil {
@@ -291,7 +296,7 @@ func (l *leftovers) load(ctx context.Context, i int) *leftoverTOC {
 		}
 	}
 	s := &l.segs[i]
-	toc, err := readTOC(ctx, l.r.st, l.m, s.key)
+	toc, err := segment.ReadTOC(ctx, l.r.st, l.m.Keys, s.key)
 	if err != nil {
 		l.r.log.Warn("segment of an interrupted attempt is not used", "object", s.key, "error", err)
 		s.bad = true

@@ -11,41 +11,27 @@ package repository
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/holder"
 )
 
 // Errors that callers act on.
 var (
-	ErrNotFound  = errors.New("not in the repository")
+	ErrNotFound  = damage.ErrNotFound
 	ErrConflict  = errors.New("another writer committed meanwhile")
-	ErrNoKey     = errors.New("no key opens the repository")
-	ErrDamaged   = errors.New("damaged data")
+	ErrNoKey     = holder.ErrNoKey
+	ErrDamaged   = damage.ErrDamaged
 	ErrFormat    = errors.New("repository format is not known")
-	ErrUntrusted = errors.New("signature is not of a trusted key")
+	ErrUntrusted = damage.ErrUntrusted
 	ErrExists    = errors.New("repository exists already")
 )
 
 // DamageError reports stored data that cannot be read as it was written.
 // errors.Is(err, ErrDamaged) holds.
-type DamageError struct {
-	Object  string     // key in the store
-	Machine string     // machine id, where known
-	Disk    string     // disk id, where known
-	Range   disk.Range // of the disk, where known
-	Err     error
-}
-
-func (e *DamageError) Error() string {
-	if e.Disk != "" && e.Range.Length > 0 {
-		return fmt.Sprintf("read %s: disk %s at %d, %d bytes: %v", e.Object, e.Disk, e.Range.Offset, e.Range.Length, e.Err)
-	}
-	return fmt.Sprintf("read %s: %v", e.Object, e.Err)
-}
-
-func (e *DamageError) Unwrap() []error { return []error{ErrDamaged, e.Err} }
+type DamageError = damage.Error
 
 // Sealing of extents.
 const (

@@ -37,7 +37,7 @@ type ScanOptions struct {
 // although ranges were damaged; whole is false then.
 func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err error) {
 	s := &scan{DiskReader: d, o: o, leaves: format.LeafCount(d.disk.Size), pending: map[int64]format.Digest{}, whole: true}
-	s.hash.level = d.tree.level
+	s.hash.level = d.tree.Level
 	group, ctx := errgroup.WithContext(ctx)
 	n := workers()
 	units := make(chan int64, n)
@@ -47,8 +47,8 @@ func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err e
 	})
 	for range n {
 		group.Go(func() error {
-			g := d.m.digester()
-			defer d.m.release(g)
+			g := d.m.Digester()
+			defer d.m.Release(g)
 			r := newUnitReader(d.m, d.st)
 			buf := disk.AlignedBuffer(format.LeafSize + format.PageSize)
 			for i := range units {
@@ -65,11 +65,11 @@ func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err e
 	if !s.whole || o.Since != nil {
 		return s.whole, nil
 	}
-	g := d.m.digester()
-	defer d.m.release(g)
+	g := d.m.Digester()
+	defer d.m.Release(g)
 	root := g.Root(d.disk.Size, s.hash.root(g))
 	if got := hex.EncodeToString(root[:]); got != d.disk.ContentRoot {
-		return false, &DamageError{Object: "manifest", Machine: d.m.ID, Disk: d.disk.ID, Err: errors.New("content root of what was read is not the recovery point's")}
+		return false, &DamageError{Object: "manifest", Machine: d.m.Machine.ID, Disk: d.disk.ID, Err: errors.New("content root of what was read is not the recovery point's")}
 	}
 	return true, nil
 }
@@ -133,16 +133,16 @@ func (s *scan) same(ctx context.Context, index int64) (int64, error) {
 	if s.o.Since == nil {
 		return 0, nil
 	}
-	for level := s.tree.level; level >= 0; level-- {
+	for level := s.tree.Level; level >= 0; level-- {
 		span := int64(1) << (5 * level)
 		if index%span != 0 {
 			continue
 		}
-		now, _, err := s.tree.ref(ctx, level, index/span)
+		now, _, err := s.tree.Ref(ctx, level, index/span)
 		if err != nil {
 			return 0, err
 		}
-		old, known, err := s.o.Since.tree.ref(ctx, level, index/span)
+		old, known, err := s.o.Since.tree.Ref(ctx, level, index/span)
 		if err != nil {
 			return 0, err
 		}
@@ -158,7 +158,7 @@ func (s *scan) sharedBlocks(ctx context.Context, index int64, l *format.Leaf) (m
 	if s.o.Since == nil {
 		return 0
 	}
-	old, _, err := s.o.Since.tree.leaf(ctx, index)
+	old, _, err := s.o.Since.tree.Leaf(ctx, index)
 	if err != nil {
 		return 0
 	}
@@ -172,8 +172,8 @@ func (s *scan) sharedBlocks(ctx context.Context, index int64, l *format.Leaf) (m
 
 // finish takes the nodes of n leaves from i on (n > 1: zeroes).
 func (s *scan) finish(i, n int64, node format.Digest, length int64) {
-	g := s.m.digester()
-	defer s.m.release(g)
+	g := s.m.Digester()
+	defer s.m.Release(g)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.done += length
@@ -220,7 +220,7 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf 
 		s.mu.Unlock()
 		return s.o.Damaged(de)
 	}
-	l, _, err := s.tree.leaf(ctx, index)
+	l, _, err := s.tree.Leaf(ctx, index)
 	if err != nil {
 		if err := bad(err, off, length); err != nil {
 			return err
@@ -346,12 +346,12 @@ func (t *treeHash) root(g *format.Digester) format.Digest {
 // extents of other's, so that damage of one is damage of both.
 func (d *DiskReader) SameStored(other *DiskReader, off int64) bool {
 	index, b := off/format.LeafSize, off%format.LeafSize/format.BlockSize
-	mine, mref, err := d.tree.leaf(d.ctx, index)
+	mine, mref, err := d.tree.Leaf(d.ctx, index)
 	if err != nil {
 		// Not readable here: the same page of the map counts as the same.
-		oref, _, oerr := other.tree.ref(d.ctx, 0, index)
+		oref, _, oerr := other.tree.Ref(d.ctx, 0, index)
 		return oerr == nil && oref == mref && !mref.Zero()
 	}
-	theirs, _, err := other.tree.leaf(d.ctx, index)
+	theirs, _, err := other.tree.Leaf(d.ctx, index)
 	return err == nil && !mine[b].Zero() && slices.Equal(mine[b].Extents, theirs[b].Extents)
 }

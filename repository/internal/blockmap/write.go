@@ -1,23 +1,23 @@
-package repository
+package blockmap
 
 import (
 	"context"
 	"crypto/cipher"
 	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"sort"
 
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
-// mapWriter gathers the new map pages of a recovery point in one object (or,
+// Writer gathers the new map pages of a recovery point in one object (or,
 // past mapObjectSize, a few). It is for one goroutine.
-type mapWriter struct {
-	r     *Repository
-	m     *machine
+type Writer struct {
+	st    store.Store
+	m     *machinekey.Keys
 	entry int64
 	ctx   context.Context // of the whole recovery point
 
@@ -30,19 +30,22 @@ type mapWriter struct {
 	total  int64  // bytes of finished objects
 }
 
-const mapObjectSize = 512 << 20
+const (
+	flushSize     = 1 << 20
+	mapObjectSize = 512 << 20
+)
 
-func (w *mapWriter) start() error {
-	h := format.MapHeader{Machine: w.m.raw}
+func (w *Writer) start() error {
+	h := format.MapHeader{Machine: w.m.Raw}
 	var random [4]byte
 	_, _ = rand.Read(h.ID[:])
 	_, _ = rand.Read(random[:])
 	w.name = format.NewName(w.entry, binary.LittleEndian.Uint32(random[:]))
 	var err error
-	if w.aead, err = mapAEAD(w.m, h.ID); err != nil {
+	if w.aead, err = w.m.MapPages(h.ID); err != nil {
 		return err
 	}
-	if w.w, err = w.r.st.Create(w.ctx, format.MapKey(w.m.ID, w.name)); err != nil {
+	if w.w, err = w.st.Create(w.ctx, format.MapKey(w.m.ID, w.name)); err != nil {
 		return fmt.Errorf("write map: %w", err)
 	}
 	w.crcs = format.CRCs{}
@@ -52,18 +55,18 @@ func (w *mapWriter) start() error {
 }
 
 // page seals plain behind what is there; it uses plain as scratch.
-func (w *mapWriter) page(kind byte, plain []byte) (placed, error) {
+func (w *Writer) page(kind byte, plain []byte) (Placed, error) {
 	if w.w != nil && w.offset+int64(len(plain)) > mapObjectSize {
-		if err := w.finish(); err != nil {
-			return placed{}, err
+		if err := w.Finish(); err != nil {
+			return Placed{}, err
 		}
 	}
 	if w.w == nil {
 		if err := w.start(); err != nil {
-			return placed{}, err
+			return Placed{}, err
 		}
 	}
-	ref := placed{Object: w.name, Offset: uint32(w.offset), Length: uint32(len(plain) + format.TagSize)}
+	ref := Placed{Object: w.name, Offset: uint32(w.offset), Length: uint32(len(plain) + format.TagSize)}
 	if ref.Length > format.MaxMapPage {
 		return ref, fmt.Errorf("write map: page of %d bytes is too large", ref.Length)
 	}
@@ -71,13 +74,13 @@ func (w *mapWriter) page(kind byte, plain []byte) (placed, error) {
 	binary.LittleEndian.PutUint64(nonce[4:], uint64(ref.Offset))
 	w.buf = w.aead.Seal(w.buf, nonce[:], plain, []byte{kind})
 	w.offset += int64(ref.Length)
-	if len(w.buf) >= chunkSize {
+	if len(w.buf) >= flushSize {
 		return ref, w.flush()
 	}
 	return ref, nil
 }
 
-func (w *mapWriter) flush() error {
+func (w *Writer) flush() error {
 	_, _ = w.crcs.Write(w.buf)
 	_, err := w.w.Write(w.buf)
 	w.buf = w.buf[:0]
@@ -87,8 +90,8 @@ func (w *mapWriter) flush() error {
 	return nil
 }
 
-// finish makes the object under way durable, if there is one.
-func (w *mapWriter) finish() error {
+// Finish makes the object under way durable, if there is one.
+func (w *Writer) Finish() error {
 	if w.w == nil {
 		return nil
 	}
@@ -104,50 +107,55 @@ func (w *mapWriter) finish() error {
 		return fmt.Errorf("write map: %w", err)
 	}
 	w.total += end + int64(len(tail))
-	w.w = nil
+	w.w, w.offset = nil, 0
 	return nil
 }
 
-func (w *mapWriter) abort() {
+// Abort drops the object under way.
+func (w *Writer) Abort() {
 	if w.w != nil {
 		_ = w.w.Abort()
 		w.w = nil
 	}
 }
 
-// placed is where a page was put.
-type placed struct {
+// Placed is where a page was put.
+type Placed struct {
 	Object format.Name
 	Offset uint32
 	Length uint32
 }
 
-func (p placed) json() PageRef {
-	return PageRef{Object: p.Object.String(), Offset: p.Offset, Length: p.Length}
+// NewWriter begins the map objects of log entry number entry.
+func NewWriter(ctx context.Context, st store.Store, m *machinekey.Keys, entry int64) *Writer {
+	return &Writer{ctx: ctx, st: st, m: m, entry: entry}
 }
 
-// treeBuilder makes a disk's map from its leaves, which come in order. What is
+// Bytes is how much was written so far.
+func (w *Writer) Bytes() int64 { return w.offset + w.total }
+
+// Builder makes a disk's map from its leaves, which come in order. What is
 // equal to the parent's is referred to, not written.
-type treeBuilder struct {
-	w      *mapWriter
+type Builder struct {
+	w      *Writer
 	g      *format.Digester
 	level  int
 	leaves int64
-	parent *tree // nil: none
+	parent *Tree // nil: none
 
 	next  int64 // number of the leaf that comes next
 	nodes [format.MaxLevel + 2]format.Node
-	root  format.Ref
+	Root  format.Ref
 	buf   []byte
 }
 
-// add takes the next leaf's reference.
-func (b *treeBuilder) add(ctx context.Context, ref format.Ref) error {
+// Add takes the next leaf's reference.
+func (b *Builder) Add(ctx context.Context, ref format.Ref) error {
 	index := b.next
 	b.next++
 	for level := 0; ; level++ {
 		if level == b.level {
-			b.root = ref
+			b.Root = ref
 			return nil
 		}
 		up := &b.nodes[level+1]
@@ -166,7 +174,7 @@ func (b *treeBuilder) add(ctx context.Context, ref format.Ref) error {
 	}
 }
 
-func (b *treeBuilder) close(ctx context.Context, n *format.Node, index int64) (format.Ref, error) {
+func (b *Builder) close(ctx context.Context, n *format.Node, index int64) (format.Ref, error) {
 	digest := childrenNode(b.g, n)
 	if digest.Zero() {
 		return format.Ref{}, nil
@@ -179,13 +187,21 @@ func (b *treeBuilder) close(ctx context.Context, n *format.Node, index int64) (f
 	return format.Ref{Node: digest, Object: p.Object, Offset: p.Offset, Length: p.Length}, err
 }
 
+// NewBuilder begins the map of a disk of size bytes; parent may be nil.
+func NewBuilder(w *Writer, g *format.Digester, size int64, parent *Tree) *Builder {
+	return &Builder{w: w, g: g, level: format.Levels(size), leaves: format.LeafCount(size), parent: parent}
+}
+
+// Level is the level of the root.
+func (b *Builder) Level() int { return b.level }
+
 // same finds the parent's page of equal content at the same place. A parent's
 // map that cannot be read is no reason to fail: the page is written anew.
-func (b *treeBuilder) same(ctx context.Context, digest format.Digest, level int, index int64) (format.Ref, bool, error) {
+func (b *Builder) same(ctx context.Context, digest format.Digest, level int, index int64) (format.Ref, bool, error) {
 	if b.parent == nil {
 		return format.Ref{}, false, nil
 	}
-	ref, known, err := b.parent.ref(ctx, level, index)
+	ref, known, err := b.parent.Ref(ctx, level, index)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ref, false, ctx.Err()
@@ -195,27 +211,18 @@ func (b *treeBuilder) same(ctx context.Context, digest format.Digest, level int,
 	return ref, known && ref.Node == digest, nil
 }
 
-// leaf writes a leaf that differs from the parent's and returns its reference.
-func (b *treeBuilder) leaf(ctx context.Context, l *format.Leaf, digest format.Digest) (format.Ref, error) {
+// Leaf writes a leaf that differs from the parent's and returns its reference.
+func (b *Builder) Leaf(l *format.Leaf, digest format.Digest) (format.Ref, error) {
 	b.buf = l.Encode(b.buf[:0])
 	p, err := b.w.page(format.PageLeaf, b.buf)
 	return format.Ref{Node: digest, Object: p.Object, Offset: p.Offset, Length: p.Length}, err
 }
 
-// mapRef is the finished root as the manifest names it.
-func (b *treeBuilder) mapRef() MapRef {
-	m := MapRef{Level: b.level}
-	if !b.root.Zero() {
-		p := placed{b.root.Object, b.root.Offset, b.root.Length}.json()
-		m.Page, m.Node = &p, hex.EncodeToString(b.root.Node[:])
-	}
-	return m
-}
+// Usage counts pages by segment; it is written behind the map.
+type Usage map[format.Name]*format.Usage
 
-// usage counts pages by segment; it is written behind the map.
-type usage map[format.Name]*format.Usage
-
-func (u usage) entry(n format.Name) *format.Usage {
+// Of is the count of one segment.
+func (u Usage) Of(n format.Name) *format.Usage {
 	e := u[n]
 	if e == nil {
 		e = &format.Usage{Segment: n}
@@ -224,7 +231,8 @@ func (u usage) entry(n format.Name) *format.Usage {
 	return e
 }
 
-func (u usage) write(ctx context.Context, w *mapWriter) ([]PageRef, error) {
+// Write writes the usage pages.
+func (u Usage) Write(w *Writer) ([]Placed, error) {
 	if len(u) == 0 {
 		return nil, nil
 	}
@@ -234,14 +242,14 @@ func (u usage) write(ctx context.Context, w *mapWriter) ([]PageRef, error) {
 	}
 	sort.Slice(all, func(i, j int) bool { return string(all[i].Segment[:]) < string(all[j].Segment[:]) })
 	const perPage = 2000 // at most 8+5+5 bytes each
-	var refs []PageRef
+	var refs []Placed
 	for len(all) > 0 {
 		n := min(perPage, len(all))
 		p, err := w.page(format.PageUsage, format.EncodeUsage(nil, all[:n]))
 		if err != nil {
 			return nil, err
 		}
-		refs = append(refs, p.json())
+		refs = append(refs, p)
 		all = all[n:]
 	}
 	return refs, nil

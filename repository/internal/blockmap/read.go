@@ -1,23 +1,26 @@
-package repository
+// Package blockmap is the copy-on-write map of a disk: block → extents.
+// docs/spec/repository.md, section 5.
+package blockmap
 
 import (
 	"context"
 	"crypto/cipher"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"sync"
 
-	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
+	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
-// mapCache reads map pages of one machine: it keeps the keys of map objects,
+// Cache reads map pages of one machine: it keeps the keys of map objects,
 // windows of their bytes (neighbouring pages are wanted next) and parsed pages.
 // All three are bounded.
-type mapCache struct {
-	m  *machine
+type Cache struct {
+	m  *machinekey.Keys
 	st store.Store
 
 	mu      sync.Mutex
@@ -43,20 +46,14 @@ const (
 	maxCachedObjects = 1024
 )
 
-func newMapCache(m *machine, st store.Store) *mapCache {
-	return &mapCache{
+func NewCache(m *machinekey.Keys, st store.Store) *Cache {
+	return &Cache{
 		m: m, st: st, objects: map[format.Name]cipher.AEAD{},
 		windows: map[windowKey][]byte{}, pages: map[pageKey]any{},
 	}
 }
 
-func mapAEAD(m *machine, id [format.IDSize]byte) (cipher.AEAD, error) {
-	base := envelope.CopySecret(m.mapKey[:])
-	defer base.Wipe()
-	return newGCM(envelope.DeriveKey(base, keyPurpose+"page", m.raw[:], id[:]))
-}
-
-func (c *mapCache) object(ctx context.Context, name format.Name) (cipher.AEAD, error) {
+func (c *Cache) object(ctx context.Context, name format.Name) (cipher.AEAD, error) {
 	c.mu.Lock()
 	a := c.objects[name]
 	c.mu.Unlock()
@@ -65,18 +62,18 @@ func (c *mapCache) object(ctx context.Context, name format.Name) (cipher.AEAD, e
 	}
 	key := format.MapKey(c.m.ID, name)
 	p := make([]byte, format.MapHeaderSize)
-	if err := readFull(ctx, c.st, key, 0, p); err != nil {
+	if err := damage.ReadFull(ctx, c.st, key, 0, p); err != nil {
 		return nil, err
 	}
 	h, err := format.ParseMapHeader(p)
-	if err == nil && h.Machine != c.m.raw {
+	if err == nil && h.Machine != c.m.Raw {
 		err = fmt.Errorf("map of another machine: %w", format.ErrCorrupt)
 	}
 	if err == nil {
-		a, err = mapAEAD(c.m, h.ID)
+		a, err = c.m.MapPages(h.ID)
 	}
 	if err != nil {
-		return nil, &DamageError{Object: key, Machine: c.m.ID, Err: err}
+		return nil, &damage.Error{Object: key, Machine: c.m.ID, Err: err}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -88,7 +85,7 @@ func (c *mapCache) object(ctx context.Context, name format.Name) (cipher.AEAD, e
 }
 
 // window returns the bytes [n*mapWindow, (n+1)*mapWindow) of an object, or what there is of them.
-func (c *mapCache) window(ctx context.Context, name format.Name, n int64) ([]byte, error) {
+func (c *Cache) window(ctx context.Context, name format.Name, n int64) ([]byte, error) {
 	k := windowKey{name, n}
 	c.mu.Lock()
 	p := c.windows[k]
@@ -100,7 +97,7 @@ func (c *mapCache) window(ctx context.Context, name format.Name, n int64) ([]byt
 	key := format.MapKey(c.m.ID, name)
 	got, err := c.st.ReadRange(ctx, key, n*mapWindow, p)
 	if got == 0 && err != nil {
-		return nil, readError(key, err)
+		return nil, damage.FromStore(key, err)
 	}
 	p = p[:got]
 	c.mu.Lock()
@@ -115,7 +112,7 @@ func (c *mapCache) window(ctx context.Context, name format.Name, n int64) ([]byt
 	return p, nil
 }
 
-func (c *mapCache) read(ctx context.Context, ref format.Ref, p []byte) error {
+func (c *Cache) read(ctx context.Context, ref format.Ref, p []byte) error {
 	for off := int64(ref.Offset); len(p) > 0; {
 		w, err := c.window(ctx, ref.Object, off/mapWindow)
 		if err != nil {
@@ -123,7 +120,7 @@ func (c *mapCache) read(ctx context.Context, ref format.Ref, p []byte) error {
 		}
 		in := off % mapWindow
 		if in >= int64(len(w)) {
-			return &DamageError{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: fmt.Errorf("object ends at a page: %w", format.ErrCorrupt)}
+			return &damage.Error{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: fmt.Errorf("object ends at a page: %w", format.ErrCorrupt)}
 		}
 		n := copy(p, w[in:])
 		p = p[n:]
@@ -133,13 +130,13 @@ func (c *mapCache) read(ctx context.Context, ref format.Ref, p []byte) error {
 }
 
 // page reads and authenticates one page's plaintext.
-func (c *mapCache) page(ctx context.Context, ref format.Ref, kind byte) ([]byte, error) {
+func (c *Cache) page(ctx context.Context, ref format.Ref, kind byte) ([]byte, error) {
 	a, err := c.object(ctx, ref.Object)
 	if err != nil {
 		return nil, err
 	}
 	if ref.Length <= format.TagSize || ref.Length > format.MaxMapPage {
-		return nil, &DamageError{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: format.ErrCorrupt}
+		return nil, &damage.Error{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: format.ErrCorrupt}
 	}
 	p := make([]byte, ref.Length)
 	if err := c.read(ctx, ref, p); err != nil {
@@ -149,18 +146,18 @@ func (c *mapCache) page(ctx context.Context, ref format.Ref, kind byte) ([]byte,
 	binary.LittleEndian.PutUint64(nonce[4:], uint64(ref.Offset))
 	out, err := a.Open(p[:0], nonce[:], p, []byte{kind})
 	if err != nil {
-		return nil, &DamageError{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: errTag}
+		return nil, &damage.Error{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: segment.ErrTag}
 	}
 	return out, nil
 }
 
-func (c *mapCache) cached(ref format.Ref) any {
+func (c *Cache) cached(ref format.Ref) any {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.pages[pageKey{ref.Object, ref.Offset}]
 }
 
-func (c *mapCache) keep(ref format.Ref, page any) {
+func (c *Cache) keep(ref format.Ref, page any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.pages) >= maxMapPages {
@@ -169,12 +166,12 @@ func (c *mapCache) keep(ref format.Ref, page any) {
 	c.pages[pageKey{ref.Object, ref.Offset}] = page
 }
 
-func (c *mapCache) corrupt(ref format.Ref, err error) error {
-	return &DamageError{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: err}
+func (c *Cache) corrupt(ref format.Ref, err error) error {
+	return &damage.Error{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: err}
 }
 
-// leaf reads a leaf; a zero ref is a leaf of zeroes.
-func (c *mapCache) leaf(ctx context.Context, ref format.Ref) (*format.Leaf, error) {
+// Leaf reads a leaf; a zero ref is a leaf of zeroes.
+func (c *Cache) Leaf(ctx context.Context, ref format.Ref) (*format.Leaf, error) {
 	if ref.Zero() {
 		return new(format.Leaf), nil
 	}
@@ -189,9 +186,9 @@ func (c *mapCache) leaf(ctx context.Context, ref format.Ref) (*format.Leaf, erro
 	if err != nil {
 		return nil, c.corrupt(ref, err)
 	}
-	g := c.m.digester()
-	node := leafNode(g, l)
-	c.m.release(g)
+	g := c.m.Digester()
+	node := LeafNode(g, l)
+	c.m.Release(g)
 	if node != ref.Node {
 		return nil, c.corrupt(ref, fmt.Errorf("leaf does not hash to its reference: %w", format.ErrCorrupt))
 	}
@@ -199,7 +196,8 @@ func (c *mapCache) leaf(ctx context.Context, ref format.Ref) (*format.Leaf, erro
 	return l, nil
 }
 
-func leafNode(g *format.Digester, l *format.Leaf) format.Digest {
+// LeafNode is the root over a leaf's blocks.
+func LeafNode(g *format.Digester, l *format.Leaf) format.Digest {
 	var d [format.LeafBlocks]format.Digest
 	for i := range l {
 		d[i] = l[i].Digest
@@ -215,7 +213,7 @@ func childrenNode(g *format.Digester, n *format.Node) format.Digest {
 	return g.Join32(&d)
 }
 
-func (c *mapCache) node(ctx context.Context, ref format.Ref, level int) (*format.Node, error) {
+func (c *Cache) node(ctx context.Context, ref format.Ref, level int) (*format.Node, error) {
 	if ref.Zero() {
 		return &format.Node{Level: level}, nil
 	}
@@ -230,9 +228,9 @@ func (c *mapCache) node(ctx context.Context, ref format.Ref, level int) (*format
 	if err != nil {
 		return nil, c.corrupt(ref, err)
 	}
-	g := c.m.digester()
+	g := c.m.Digester()
 	node := childrenNode(g, n)
-	c.m.release(g)
+	c.m.Release(g)
 	if node != ref.Node {
 		return nil, c.corrupt(ref, fmt.Errorf("node does not hash to its reference: %w", format.ErrCorrupt))
 	}
@@ -240,30 +238,30 @@ func (c *mapCache) node(ctx context.Context, ref format.Ref, level int) (*format
 	return n, nil
 }
 
-// tree is the map of one disk.
-type tree struct {
-	c     *mapCache
-	level int // of the root
-	root  format.Ref
-	size  int64
+// Tree is the map of one disk.
+type Tree struct {
+	Cache *Cache
+	Level int // of the root
+	Root  format.Ref
+	Size  int64
 }
 
-// ref finds the reference of the page of the given level with the given
-// number (leaves: level 0). Beyond the tree everything is zero. known is false
-// for pages above the root: they are not part of this tree.
-func (t *tree) ref(ctx context.Context, level int, index int64) (ref format.Ref, known bool, err error) {
-	if level > t.level {
+// Ref finds the reference of the page of the given level with the given
+// number (leaves: level 0). Beyond the Tree everything is zero. known is false
+// for pages above the root: they are not part of this Tree.
+func (t *Tree) Ref(ctx context.Context, level int, index int64) (ref format.Ref, known bool, err error) {
+	if level > t.Level {
 		return ref, false, nil
 	}
-	if index>>(5*(t.level-level)) != 0 {
+	if index>>(5*(t.Level-level)) != 0 {
 		return format.Ref{}, true, nil
 	}
-	ref = t.root
-	for l := t.level; l > level; l-- {
+	ref = t.Root
+	for l := t.Level; l > level; l-- {
 		if ref.Zero() {
 			return ref, true, nil
 		}
-		n, err := t.c.node(ctx, ref, l)
+		n, err := t.Cache.node(ctx, ref, l)
 		if err != nil {
 			return ref, true, err
 		}
@@ -272,54 +270,12 @@ func (t *tree) ref(ctx context.Context, level int, index int64) (ref format.Ref,
 	return ref, true, nil
 }
 
-func (t *tree) leaf(ctx context.Context, index int64) (*format.Leaf, format.Ref, error) {
-	ref, _, err := t.ref(ctx, 0, index)
+// Leaf reads the leaf of that number.
+func (t *Tree) Leaf(ctx context.Context, index int64) (*format.Leaf, format.Ref, error) {
+	ref, _, err := t.Ref(ctx, 0, index)
 	if err != nil {
 		return nil, ref, err
 	}
-	l, err := t.c.leaf(ctx, ref)
+	l, err := t.Cache.Leaf(ctx, ref)
 	return l, ref, err
-}
-
-// openTree checks a manifest's map root.
-func (m *machine) openTree(d Disk) (*tree, error) {
-	bad := func(what string) (*tree, error) {
-		return nil, &DamageError{Object: "manifest", Machine: m.ID, Disk: d.ID, Err: fmt.Errorf("%s: %w", what, format.ErrCorrupt)}
-	}
-	if d.Size < 0 || d.Size > 1<<62 {
-		return bad("disk size")
-	}
-	t := &tree{c: m.maps, level: d.Map.Level, size: d.Size}
-	if t.level != format.Levels(d.Size) {
-		return bad("map level")
-	}
-	if d.Map.Page != nil {
-		node, err := parseDigest(d.Map.Node)
-		if err != nil || node.Zero() {
-			return bad("map root")
-		}
-		name, err := format.ParseName(d.Map.Page.Object)
-		if err != nil || d.Map.Page.Offset < format.MapHeaderSize || d.Map.Page.Length > format.MaxMapPage {
-			return bad("map root")
-		}
-		t.root = format.Ref{Node: node, Object: name, Offset: d.Map.Page.Offset, Length: d.Map.Page.Length}
-	}
-	g := m.digester()
-	root := g.Root(d.Size, t.root.Node)
-	m.release(g)
-	if want, err := parseDigest(d.ContentRoot); err != nil || want != root {
-		return bad("content root")
-	}
-	return t, nil
-}
-
-// parseDigest reads 64 hex digits.
-func parseDigest(s string) (d format.Digest, err error) {
-	if len(s) != 2*format.DigestSize {
-		return d, fmt.Errorf("digest: %w", format.ErrCorrupt)
-	}
-	if _, err := hex.Decode(d[:], []byte(s)); err != nil {
-		return d, fmt.Errorf("digest: %w", format.ErrCorrupt)
-	}
-	return d, nil
 }

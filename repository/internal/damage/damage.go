@@ -1,0 +1,64 @@
+// Package damage tells stored data that cannot be read as it was written from
+// a store that fails. Its errors are the repository's.
+package damage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/store"
+)
+
+// The repository's errors of these names.
+var (
+	ErrNotFound  = errors.New("not in the repository")
+	ErrDamaged   = errors.New("damaged data")
+	ErrUntrusted = errors.New("signature is not of a trusted key")
+)
+
+// Error reports stored data that cannot be read as it was written.
+// errors.Is(err, ErrDamaged) holds.
+type Error struct {
+	Object  string     // key in the store
+	Machine string     // machine id, where known
+	Disk    string     // disk id, where known
+	Range   disk.Range // of the disk, where known
+	Err     error
+}
+
+func (e *Error) Error() string {
+	if e.Disk != "" && e.Range.Length > 0 {
+		return fmt.Sprintf("read %s: disk %s at %d, %d bytes: %v", e.Object, e.Disk, e.Range.Offset, e.Range.Length, e.Err)
+	}
+	return fmt.Sprintf("read %s: %v", e.Object, e.Err)
+}
+
+func (e *Error) Unwrap() []error { return []error{ErrDamaged, e.Err} }
+
+// FromStore tells a missing object (ErrNotFound) from damage and from a store
+// that fails.
+func FromStore(key string, err error) error {
+	var large *store.TooLargeError
+	switch {
+	case errors.Is(err, store.ErrNotExist):
+		return fmt.Errorf("read %s: %w: %w", key, ErrNotFound, err)
+	case errors.As(err, &large), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return &Error{Object: key, Err: err}
+	}
+	return fmt.Errorf("read %s: %w", key, err)
+}
+
+// ReadFull fills p from an object; an object that ends before is damaged.
+func ReadFull(ctx context.Context, st store.Store, key string, off int64, p []byte) error {
+	n, err := st.ReadRange(ctx, key, off, p)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return FromStore(key, err)
+}

@@ -1,0 +1,218 @@
+// Package trust is a repository's trust log: which keys sign what.
+// docs/spec/repository.md, section 9.
+package trust
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockstep-backup/lockstep/envelope"
+	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/twin"
+	"github.com/lockstep-backup/lockstep/store"
+)
+
+const payloadType = "application/vnd.lockstep.trust+json"
+
+type key struct {
+	ID      envelope.KeyID `json:"id"`
+	Role    string         `json:"role"`
+	Key     []byte         `json:"key"`
+	From    time.Time      `json:"from"`
+	Revoked *time.Time     `json:"revoked,omitempty"`
+}
+
+func (k key) public() (envelope.PublicKey, error) {
+	p := envelope.NewPublicKey(k.Role, k.Key)
+	if err := p.Check(); err != nil {
+		return p, err
+	}
+	if p.ID != k.ID {
+		return p, fmt.Errorf("key %s does not have this id: %w", k.ID, format.ErrCorrupt)
+	}
+	return p, nil
+}
+
+type entry struct {
+	N          int64  `json:"n"`
+	Repository string `json:"repository"`
+	Config     string `json:"config,omitempty"`
+	Previous   string `json:"previous,omitempty"`
+	Keys       []key  `json:"keys"`
+}
+
+// Log says which keys sign what in a repository.
+type Log struct {
+	Root string // digest of entry 0, to pin
+	keys []key
+	n    int64  // number of entries
+	last string // digest of the last
+}
+
+// Key finds a key by its id; revoked is the date from which it does not count.
+func (t Log) Key(id envelope.KeyID) (k envelope.PublicKey, revoked *time.Time, ok bool) {
+	for _, e := range t.keys {
+		if e.ID == id {
+			p, err := e.public()
+			return p, e.Revoked, err == nil
+		}
+	}
+	return k, nil, false
+}
+
+// KeySet returns all keys of a role that ever counted; callers look up
+// revocation with Key where the date matters.
+func (t Log) KeySet(role string) envelope.KeySet {
+	var s envelope.KeySet
+	for _, e := range t.keys {
+		if p, err := e.public(); err == nil && e.Role == role {
+			s = append(s, p)
+		}
+	}
+	return s
+}
+
+// First makes the first entry of a repository, whose configuration object has
+// the digest cfg. It is signed by the custodian it names.
+func First(repo, cfg string, writer, prover envelope.PublicKey, custodian envelope.SigningKey, now time.Time) ([]byte, error) {
+	e := entry{Repository: repo, Config: cfg}
+	want := map[string]envelope.PublicKey{envelope.RoleWriter: writer, envelope.RoleProver: prover, envelope.RoleCustodian: custodian.Public()}
+	for _, role := range []string{envelope.RoleWriter, envelope.RoleProver, envelope.RoleCustodian} {
+		p := want[role]
+		if p.Role != role {
+			return nil, fmt.Errorf("trust log: the %s key has the role %q", role, p.Role)
+		}
+		if err := p.Check(); err != nil {
+			return nil, fmt.Errorf("trust log: %s key: %w", role, err)
+		}
+		e.Keys = append(e.Keys, key{ID: p.ID, Role: role, Key: p.Key, From: now.UTC()})
+	}
+	return sign(e, custodian)
+}
+
+func sign(e entry, k envelope.SigningKey) ([]byte, error) {
+	body, err := json.Marshal(e)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := envelope.Sign(payloadType, body, k)
+	if err != nil {
+		return nil, err
+	}
+	return envelope.SealFrame(format.KindTrust, nil, nil, signed)
+}
+
+// Read reads and checks the whole log. pinned is the digest that entry 0 must
+// have, empty where nobody pinned it.
+func Read(ctx context.Context, st store.Store, repo, cfg, pinned string) (t Log, err error) {
+	previous := ""
+	for n := int64(0); ; n++ {
+		key := format.TrustKey(n)
+		raw, err := twin.Get(ctx, st, key, func(raw []byte) error { return envelope.CheckFrame(raw) })
+		if errors.Is(err, damage.ErrNotFound) && n > 0 {
+			return t, nil
+		}
+		if err != nil {
+			return t, fmt.Errorf("read trust log: %w", err)
+		}
+		if n == 0 {
+			if t.Root = Digest(raw); pinned != "" && pinned != t.Root {
+				return t, fmt.Errorf("read trust log: its first entry is not the pinned one: %w", damage.ErrUntrusted)
+			}
+		}
+		e, err := parse(raw, n, t)
+		if err != nil {
+			return t, &damage.Error{Object: key, Err: err}
+		}
+		if e.N != n || e.Repository != repo || e.Previous != previous || n == 0 && e.Config != cfg {
+			return t, &damage.Error{Object: key, Err: fmt.Errorf("it does not belong here: %w", damage.ErrUntrusted)}
+		}
+		previous = Digest(raw)
+		t.keys, t.n, t.last = e.Keys, n+1, previous
+	}
+}
+
+// parse checks entry n's signature: by the custodian it names itself if
+// it is the first (the pin vouches for it), else by one that t holds valid.
+func parse(raw []byte, n int64, t Log) (e entry, err error) {
+	signed, err := envelope.OpenFrame(raw, format.KindTrust, nil, nil)
+	if err != nil {
+		return e, err
+	}
+	d, err := envelope.ParseDSSE(signed)
+	if err != nil {
+		return e, err
+	}
+	if n == 0 {
+		if err := json.Unmarshal(d.Payload, &e); err != nil {
+			return e, err
+		}
+		t.keys = e.Keys
+	}
+	var valid envelope.KeySet
+	for _, k := range t.keys {
+		if k.Role != envelope.RoleCustodian || k.Revoked != nil {
+			continue
+		}
+		p, err := k.public()
+		if err != nil {
+			return e, err
+		}
+		valid = append(valid, p)
+	}
+	body, _, err := envelope.Verify(signed, payloadType, valid)
+	if err != nil {
+		return e, fmt.Errorf("%w: %w", damage.ErrUntrusted, err)
+	}
+	e = entry{}
+	if err := json.Unmarshal(body, &e); err != nil {
+		return e, err
+	}
+	if len(e.Keys) == 0 || len(e.Keys) > 10000 {
+		return e, fmt.Errorf("%d keys: %w", len(e.Keys), format.ErrCorrupt)
+	}
+	for _, k := range e.Keys {
+		if _, err := k.public(); err != nil {
+			return e, err
+		}
+	}
+	return e, nil
+}
+
+// Append writes the next entry: new keys, and dates from which keys do not
+// count. The signing custodian must be valid now.
+func (t Log) Append(ctx context.Context, st store.Store, repo string, custodian envelope.SigningKey, add []envelope.PublicKey, revoke map[envelope.KeyID]time.Time, now time.Time) (Log, error) {
+	if k, revoked, ok := t.Key(custodian.ID()); !ok || revoked != nil || k.Role != envelope.RoleCustodian {
+		return t, fmt.Errorf("publish keys: custodian key %s: %w", custodian.ID(), damage.ErrUntrusted)
+	}
+	e := entry{N: t.n, Repository: repo, Previous: t.last, Keys: append([]key(nil), t.keys...)}
+	for i := range e.Keys {
+		if at, ok := revoke[e.Keys[i].ID]; ok {
+			at = at.UTC()
+			e.Keys[i].Revoked = &at
+		}
+	}
+	for _, p := range add {
+		e.Keys = append(e.Keys, key{ID: p.ID, Role: p.Role, Key: p.Key, From: now.UTC()})
+	}
+	frame, err := sign(e, custodian)
+	if err == nil {
+		err = twin.Put(ctx, st, format.TrustKey(e.N), frame)
+	}
+	if err != nil {
+		return t, fmt.Errorf("publish keys: %w", err)
+	}
+	return Log{Root: t.Root, keys: e.Keys, n: t.n + 1, last: Digest(frame)}, nil
+}
+
+// Digest is "sha256:" and the hex digits.
+func Digest(p []byte) string {
+	d := sha256.Sum256(p)
+	return "sha256:" + hex.EncodeToString(d[:])
+}

@@ -1,0 +1,90 @@
+// Package twin keeps the small objects without which nothing can be read (the
+// configuration, wrapped keys, the trust log) twice, under two prefixes, so
+// that one rotten sector does not cost a repository.
+package twin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/store"
+)
+
+// Prefix of the second copies.
+const Prefix = "copies/"
+
+const maxSize = 1 << 20
+
+// Put writes both copies. The first is the object; between the two a crash
+// leaves it without its second copy, which Heal brings back.
+func Put(ctx context.Context, st store.Store, key string, data []byte) error {
+	if err := st.Put(ctx, key, data); err != nil {
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	return Heal(ctx, st, key, data)
+}
+
+// Heal writes the second copy of an object where it is missing. One that is
+// there, whatever it holds, stays: objects are never replaced.
+func Heal(ctx context.Context, st store.Store, key string, data []byte) error {
+	if _, err := st.Stat(ctx, Prefix+key); err == nil {
+		return nil
+	}
+	if err := st.Put(ctx, Prefix+key, data); err != nil && !errors.Is(err, store.ErrExist) {
+		return fmt.Errorf("write %s%s: %w", Prefix, key, err)
+	}
+	return nil
+}
+
+// Get reads the object; where check refuses the first copy, or it is gone, the
+// second. damage.ErrNotFound: there is neither.
+func Get(ctx context.Context, st store.Store, key string, check func([]byte) error) ([]byte, error) {
+	first, err := get(ctx, st, key, check)
+	if err == nil || ctx.Err() != nil {
+		return first, err
+	}
+	second, err2 := get(ctx, st, Prefix+key, check)
+	if err2 == nil {
+		return second, nil
+	}
+	if errors.Is(err, damage.ErrNotFound) && !errors.Is(err2, damage.ErrNotFound) {
+		return nil, err2
+	}
+	return nil, err
+}
+
+func get(ctx context.Context, st store.Store, at string, check func([]byte) error) ([]byte, error) {
+	raw, err := store.GetAll(ctx, st, at, maxSize)
+	if err != nil {
+		return nil, damage.FromStore(at, err)
+	}
+	if err := check(raw); err != nil {
+		return nil, &damage.Error{Object: at, Err: err}
+	}
+	return raw, nil
+}
+
+// List calls fn once for every key below prefix of which there is a copy.
+func List(ctx context.Context, st store.Store, prefix string, most int, fn func(key string) error) error {
+	seen := map[string]bool{}
+	for _, p := range []string{prefix, Prefix + prefix} {
+		err := st.List(ctx, p, func(i store.Info) error {
+			key := strings.TrimPrefix(i.Key, Prefix)
+			if seen[key] {
+				return nil
+			}
+			if len(seen) >= most {
+				return fmt.Errorf("list %s: more than %d objects: %w", prefix, most, damage.ErrDamaged)
+			}
+			seen[key] = true
+			return fn(key)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
