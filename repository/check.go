@@ -10,6 +10,7 @@ import (
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/headercopy"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store"
@@ -106,7 +107,7 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 	case "headers-a", "headers-b":
 		var body []byte
 		if body, err = r.getFrame(ctx, key, format.KindHeader, m.Header); err == nil {
-			if _, err = parseHeader(body); err != nil {
+			if _, err = headercopy.Parse(body); err != nil {
 				err = &DamageError{Object: key, Machine: m.Machine.ID, Err: err}
 			}
 		}

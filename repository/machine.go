@@ -18,6 +18,7 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/headercopy"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 	"github.com/lockstep-backup/lockstep/repository/internal/twin"
@@ -183,38 +184,8 @@ func (r *Repository) putFrame(ctx context.Context, key string, kind uint16, k *[
 	return frame, nil
 }
 
-// Header is a stored copy of a volume's encryption header: what of it matters,
-// at its offsets; the rest reads as zeroes.
-type Header struct {
-	Size   int64
-	ranges []disk.Range
-	data   [][]byte
-}
-
-// ReadAt reads the header as the file of Size bytes that the usual tools know.
-func (h *Header) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, errors.New("read header: negative offset")
-	}
-	if off >= h.Size {
-		return 0, io.EOF
-	}
-	n := int(min(int64(len(p)), h.Size-off))
-	clear(p[:n])
-	for i, g := range h.ranges {
-		lo, hi := max(g.Offset, off), min(g.End(), off+int64(n))
-		if lo < hi {
-			copy(p[lo-off:hi-off], h.data[i][lo-g.Offset:])
-		}
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-// Ranges are the ranges that were stored.
-func (h *Header) Ranges() []disk.Range { return h.ranges }
+// Header is a stored copy of a volume's encryption header.
+type Header = headercopy.Header
 
 // PutHeader stores two copies of the given ranges of a header whose file form
 // has size bytes; an equal header is stored once. At most 64 MiB.
@@ -233,7 +204,7 @@ func (r *Repository) PutHeader(ctx context.Context, mid string, ranges []disk.Ra
 	if total > 32<<20 || len(ranges) > 10000 {
 		return "", fmt.Errorf("store header: %d bytes in %d ranges are too many", total, len(ranges))
 	}
-	body := headerBody(ranges, size, total)
+	body := headercopy.Body(ranges, size, total)
 	for _, g := range ranges {
 		at := len(body)
 		body = append(body, make([]byte, g.Length)...)
@@ -277,7 +248,7 @@ func (r *Repository) Header(ctx context.Context, mid, hid string) (*Header, erro
 		body, err := r.getFrame(ctx, key, format.KindHeader, m.Header)
 		if err == nil {
 			var h *Header
-			if h, err = parseHeader(body); err == nil {
+			if h, err = headercopy.Parse(body); err == nil {
 				return h, nil
 			}
 			err = &DamageError{Object: key, Machine: mid, Err: err}

@@ -1,15 +1,19 @@
-package repository
+// Package headercopy is the stored form of an encryption header's copy.
+// docs/spec/repository.md, section 7.
+package headercopy
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
 )
 
-// headerBody begins the body of a header copy: number of ranges, file size, ranges.
-func headerBody(ranges []disk.Range, size, total int64) []byte {
+// Body begins the body of a header copy: number of ranges, file size, ranges.
+func Body(ranges []disk.Range, size, total int64) []byte {
 	body := make([]byte, 0, 12+12*len(ranges)+int(total))
 	body = binary.LittleEndian.AppendUint32(body, uint32(len(ranges)))
 	body = binary.LittleEndian.AppendUint64(body, uint64(size))
@@ -20,8 +24,8 @@ func headerBody(ranges []disk.Range, size, total int64) []byte {
 	return body
 }
 
-// parseHeader reads a header copy's body; it takes every number as hostile.
-func parseHeader(p []byte) (*Header, error) {
+// Parse reads a header copy's body; it takes every number as hostile.
+func Parse(p []byte) (*Header, error) {
 	bad := func(what string) (*Header, error) {
 		return nil, fmt.Errorf("header copy: %s: %w", what, format.ErrCorrupt)
 	}
@@ -51,3 +55,36 @@ func parseHeader(p []byte) (*Header, error) {
 	}
 	return h, nil
 }
+
+// Header is a stored copy of a volume's encryption header: what of it matters,
+// at its offsets; the rest reads as zeroes.
+type Header struct {
+	Size   int64
+	ranges []disk.Range
+	data   [][]byte
+}
+
+// ReadAt reads the header as the file of Size bytes that the usual tools know.
+func (h *Header) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, errors.New("read header: negative offset")
+	}
+	if off >= h.Size {
+		return 0, io.EOF
+	}
+	n := int(min(int64(len(p)), h.Size-off))
+	clear(p[:n])
+	for i, g := range h.ranges {
+		lo, hi := max(g.Offset, off), min(g.End(), off+int64(n))
+		if lo < hi {
+			copy(p[lo-off:hi-off], h.data[i][lo-g.Offset:])
+		}
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Ranges are the ranges that were stored.
+func (h *Header) Ranges() []disk.Range { return h.ranges }
