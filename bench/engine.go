@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -149,4 +151,3 @@ func create(ctx context.Context, dir, keys, identity, writerFile string) error {
 	})
 	return err
 }
-

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command bench measures Lockstep's engine side by side with dd, cp and,
 // where they are installed, restic and borg, on one image of incompressible
 // bytes, and prints a table of ratios within the run. Figures from it go to

@@ -243,21 +243,20 @@ func (w *PointWriter) recheck(ctx context.Context, parent string) error {
 func (w *PointWriter) Abort() { w.maps.Abort() }
 
 // leftovers finds what an interrupted attempt at the same log entry stored.
-// Tables of contents are read when wanted and kept in a bounded cache.
+// Of each segment it keeps which blocks it may hold; tables of contents come
+// when wanted and are kept in a bounded cache.
 type leftovers struct {
 	r    *Repository
 	m    *machine
 	mu   sync.Mutex
 	segs []leftover
-	hot  []*leftoverTOC // most recent last
+	near map[leftoverKey][]int // segments by disk and block / leftoverSpan
+	hot  []*leftoverTOC        // most recent last
 }
 
 type leftover struct {
 	name format.Name
 	key  string
-	// which blocks it may hold, by disk id; nil before it was read once
-	spans map[string][2]int64
-	bad   bool
 }
 
 type leftoverTOC struct {
@@ -270,14 +269,18 @@ type leftoverKey struct {
 	block int64
 }
 
-const maxHotTOCs = 16
+const (
+	maxLeftovers = 1 << 14 // segments looked at: 1 TiB
+	leftoverSpan = 1 << 9  // blocks: 32 MiB
+	maxHotTOCs   = 16
+)
 
 func findLeftovers(ctx context.Context, r *Repository, m *machine, entry int64) (*leftovers, error) {
 	l := &leftovers{r: r, m: m}
 	prefix := format.AttemptPrefix(m.Machine.ID, entry)
 	err := r.st.List(ctx, prefix, func(i store.Info) error {
 		name, err := format.ParseName(format.NewName(entry, 0).String()[:8] + i.Key[len(prefix):])
-		if err == nil {
+		if err == nil && len(l.segs) < maxLeftovers {
 			l.segs = append(l.segs, leftover{name: name, key: i.Key})
 		}
 		return nil
@@ -288,6 +291,24 @@ func findLeftovers(ctx context.Context, r *Repository, m *machine, entry int64) 
 	return l, nil
 }
 
+// index reads every table of contents once. l.mu is held.
+func (l *leftovers) index(ctx context.Context) {
+	l.near = map[leftoverKey][]int{}
+	for i := range l.segs {
+		t := l.load(ctx, i)
+		if t == nil {
+			continue
+		}
+		for k := range t.by {
+			k.block /= leftoverSpan
+			if at := l.near[k]; len(at) == 0 || at[len(at)-1] != i {
+				l.near[k] = append(at, i)
+			}
+		}
+	}
+}
+
+// load gives a segment's table of contents, nil where it cannot be read.
 func (l *leftovers) load(ctx context.Context, i int) *leftoverTOC {
 	for k, t := range l.hot {
 		if t.seg == i {
@@ -299,20 +320,12 @@ func (l *leftovers) load(ctx context.Context, i int) *leftoverTOC {
 	toc, err := segment.ReadTOC(ctx, l.r.st, l.m.Keys, s.key)
 	if err != nil {
 		l.r.log.Warn("segment of an interrupted attempt is not used", "object", s.key, "error", err)
-		s.bad = true
 		return nil
 	}
 	t := &leftoverTOC{seg: i, by: map[leftoverKey][]format.TOCExtent{}}
-	s.spans = map[string][2]int64{}
 	for _, e := range toc.Extents {
-		id := toc.Disks[e.Disk]
-		k := leftoverKey{id, e.Block}
+		k := leftoverKey{toc.Disks[e.Disk], e.Block}
 		t.by[k] = append(t.by[k], e)
-		span, ok := s.spans[id]
-		if !ok {
-			span = [2]int64{e.Block, e.Block}
-		}
-		s.spans[id] = [2]int64{min(span[0], e.Block), max(span[1], e.Block)}
 	}
 	if len(l.hot) >= maxHotTOCs {
 		l.hot = l.hot[1:]
@@ -328,23 +341,17 @@ func (l *leftovers) find(ctx context.Context, diskID string, block int64, mask u
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i := range l.segs {
-		s := &l.segs[i]
-		if s.bad {
-			continue
-		}
-		if s.spans != nil {
-			if span, ok := s.spans[diskID]; !ok || block < span[0] || block > span[1] {
-				continue
-			}
-		}
+	if l.near == nil {
+		l.index(ctx)
+	}
+	for _, i := range l.near[leftoverKey{diskID, block / leftoverSpan}] {
 		t := l.load(ctx, i)
 		if t == nil {
 			continue
 		}
 		for _, e := range t.by[leftoverKey{diskID, block}] {
 			if e.Mask == mask && e.Digest == [16]byte(digest[:16]) {
-				return format.Extent{Segment: s.name, Position: e.Position, Stored: e.Mask, Live: e.Mask, Tag: e.Tag}, true
+				return format.Extent{Segment: l.segs[i].name, Position: e.Position, Stored: e.Mask, Live: e.Mask, Tag: e.Tag}, true
 			}
 		}
 	}
