@@ -74,7 +74,7 @@ const (
 type VolumeState struct {
 	Disk      string
 	Volume    string
-	State     State
+	State     State // "" where it is not needed and was not proven
 	Why       []string
 	NotNeeded string   // reason; the volume does not count then
 	Opens     []string // secret versions with a valid proof, "id@version"
@@ -137,6 +137,9 @@ func (f PointFacts) volume(vol VolumeFacts) VolumeState {
 		if better {
 			s.State, s.Why = state, why
 		}
+	}
+	if s.State == "" && vol.NotNeeded != "" {
+		return s // nobody tries it, so nothing would be true of it for long
 	}
 	if s.State == "" {
 		s.State, s.Why = f.unopened(vol)

@@ -333,10 +333,14 @@ func tryAgain(ctx context.Context, d Deps, all *contents, sources []Source, res 
 		res.NotRebuilt = append(res.NotRebuilt, lost)
 		return nil
 	}
+	proven := map[volumeOfPoint]bool{}
+	for _, x := range all.proofs {
+		proven[volumeOfPoint{x.Point, x.Disk, x.Volume}] = true
+	}
 	for _, s := range sources {
 		var ids []string
 		for _, p := range all.points {
-			if p.Repository == s.Repo.ID() && unproven(p, all) {
+			if p.Repository == s.Repo.ID() && unproven(p, proven, all) {
 				ids = append(ids, p.ID)
 			}
 		}
@@ -358,13 +362,12 @@ func tryAgain(ctx context.Context, d Deps, all *contents, sources []Source, res 
 	return nil
 }
 
-func unproven(p catalog.Point, all *contents) bool {
+type volumeOfPoint struct{ point, disk, volume string }
+
+func unproven(p catalog.Point, proven map[volumeOfPoint]bool, all *contents) bool {
 	for _, disk := range p.Disks {
 		for _, v := range disk.Volumes {
-			proven := slices.ContainsFunc(all.proofs, func(x catalog.Proof) bool {
-				return x.Point == p.ID && x.Disk == disk.Disk && x.Volume == v.Volume
-			})
-			if !proven && !declared(p.Machine, custody.VolumeKey{Disk: disk.Disk, Volume: v.Volume}, all) {
+			if !proven[volumeOfPoint{p.ID, disk.Disk, v.Volume}] && !declared(p.Machine, custody.VolumeKey{Disk: disk.Disk, Volume: v.Volume}, all) {
 				return true
 			}
 		}
