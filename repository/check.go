@@ -103,7 +103,9 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 	case "points":
 		_, err = r.getFrame(ctx, key, format.KindManifest, m.Metadata)
 	case "log":
-		_, err = r.getFrame(ctx, key, format.KindLog, m.Metadata)
+		if _, err = r.getFrame(ctx, key, format.KindLog, m.Metadata); err == nil {
+			err = r.checkEntry(ctx, m, part[2], key)
+		}
 	case "headers-a", "headers-b":
 		var body []byte
 		if body, err = r.getFrame(ctx, key, format.KindHeader, m.Header); err == nil {
@@ -156,8 +158,24 @@ func (r *Repository) checkTwin(ctx context.Context, key string) error {
 	return nil
 }
 
-// CheckLog compares the entries of a machine's log that the store lists with
-// those that can be read one after the other: a gap hides what is behind it.
+// checkEntry checks a log entry where it stands: signature and chain.
+func (r *Repository) checkEntry(ctx context.Context, m *machine, number, key string) error {
+	records, err := r.readLog(ctx, m)
+	if err != nil {
+		return err
+	}
+	n, err := format.ParseNumber(number)
+	if err != nil {
+		return &DamageError{Object: key, Err: err}
+	}
+	if n < int64(len(records)) {
+		return records[n].err
+	}
+	return nil // it came after the log was read
+}
+
+// CheckLog reports the entries of a machine's log that are missing though
+// later ones are there. That the newest ones are gone cannot be seen here.
 func (r *Repository) CheckLog(ctx context.Context, mid string) error {
 	m, err := r.machine(ctx, mid)
 	if err != nil {
@@ -168,12 +186,10 @@ func (r *Repository) CheckLog(ctx context.Context, mid string) error {
 		return err
 	}
 	var bad []error
-	err = r.st.List(ctx, format.LogPrefix(mid), func(i store.Info) error {
-		n, err := format.ParseNumber(strings.TrimPrefix(i.Key, format.LogPrefix(mid)))
-		if err != nil || n >= int64(len(records)) {
-			bad = append(bad, &DamageError{Object: i.Key, Machine: mid, Err: fmt.Errorf("entry behind a gap of the log: %w", format.ErrCorrupt)})
+	for _, rec := range records {
+		if errors.Is(rec.err, ErrNotFound) {
+			bad = append(bad, rec.err)
 		}
-		return nil
-	})
-	return errors.Join(append(bad, err)...)
+	}
+	return errors.Join(bad...)
 }

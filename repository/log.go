@@ -41,18 +41,43 @@ type logRecord struct {
 
 // machineLog is what has been read of a machine's log. Entries never change,
 // so it only grows.
-type machineLog struct{ records []logRecord }
+type machineLog struct {
+	records []logRecord
+	listed  bool  // last is known
+	last    int64 // the highest number that the store listed, -1: none
+	// The latest time that each writer's entries give, for revocation.
+	latest map[envelope.KeyID]time.Time
+}
 
 // readLog reads on from what is known. What it returns is a snapshot: append-only.
 func (r *Repository) readLog(ctx context.Context, m *machine) ([]logRecord, error) {
 	m.logMu.Lock()
 	defer m.logMu.Unlock()
+	if m.log.latest == nil {
+		m.log.latest = map[envelope.KeyID]time.Time{}
+	}
 	for {
 		n := int64(len(m.log.records))
 		key := format.LogKey(m.Machine.ID, n)
 		raw, err := store.GetAll(ctx, r.st, key, 1<<20)
 		if errors.Is(err, store.ErrNotExist) {
-			return m.log.records[:n:n], nil
+			if !m.log.listed {
+				if err := r.listLog(ctx, m); err != nil {
+					return nil, err
+				}
+				continue // it may have come since
+			}
+			if m.log.last <= n {
+				return m.log.records[:n:n], nil
+			}
+			if m.log.last-n > maxLogGap {
+				return nil, &DamageError{Object: key, Machine: m.Machine.ID, Err: fmt.Errorf("entries are missing up to number %d: %w", m.log.last, ErrNotFound)}
+			}
+			// What is behind a lost entry counts all the same, or one lost object would hide recovery points.
+			gap := &DamageError{Object: key, Machine: m.Machine.ID, Err: fmt.Errorf("entry is missing, later ones are there: %w", ErrNotFound)}
+			m.log.records = append(m.log.records, logRecord{logEntry: logEntry{N: n}, err: gap})
+			r.log.Error("machine log entry is missing", "object", key)
+			continue
 		}
 		if err != nil {
 			var large *store.TooLargeError
@@ -65,9 +90,31 @@ func (r *Repository) readLog(ctx context.Context, m *machine) ([]logRecord, erro
 			rec.logEntry = logEntry{N: n}
 			rec.err = &DamageError{Object: key, Machine: m.Machine.ID, Err: rec.err}
 			r.log.Error("machine log entry is damaged", "object", key, "error", rec.err)
+		} else if rec.Time.After(m.log.latest[rec.writer]) {
+			m.log.latest[rec.writer] = rec.Time
 		}
 		m.log.records = append(m.log.records, rec)
 	}
+}
+
+// maxLogGap bounds what a key of a large number can make a reader do.
+const maxLogGap = 1 << 16
+
+// listLog finds out, once, how far the log goes.
+func (r *Repository) listLog(ctx context.Context, m *machine) error {
+	last := int64(-1)
+	prefix := format.LogPrefix(m.Machine.ID)
+	err := r.st.List(ctx, prefix, func(i store.Info) error {
+		if n, err := format.ParseNumber(i.Key[len(prefix):]); err == nil {
+			last = max(last, n)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list machine log: %w", err)
+	}
+	m.log.listed, m.log.last = true, last
+	return nil
 }
 
 func (r *Repository) parseEntry(rec *logRecord, raw []byte, key string, m *machine, n int64) error {
@@ -86,8 +133,19 @@ func (r *Repository) parseEntry(rec *logRecord, raw []byte, key string, m *machi
 	if rec.Machine != m.Machine.ID || rec.N != n {
 		return fmt.Errorf("entry of machine %s, number %d: %w", rec.Machine, rec.N, format.ErrCorrupt)
 	}
-	if _, revoked, _ := r.trust.Key(signer); revoked != nil && !rec.Time.Before(*revoked) {
-		return fmt.Errorf("writer key %s was revoked before: %w", signer, ErrUntrusted)
+	if rec.Kind != entryCommit && rec.Kind != entryDelete && rec.Kind != entryFence {
+		return fmt.Errorf("entry of kind %q: %w", rec.Kind, ErrFormat)
+	}
+	if _, revoked, _ := r.trust.Key(signer); revoked != nil {
+		if !rec.Time.Before(*revoked) {
+			return fmt.Errorf("writer key %s was revoked before: %w", signer, ErrUntrusted)
+		}
+		// Whoever has the key can write any time; what other writers committed before it is evidence.
+		for writer, t := range m.log.latest {
+			if writer != signer && !t.Before(*revoked) {
+				return fmt.Errorf("writer key %s was revoked before, as entries by %s show: %w", signer, writer, ErrUntrusted)
+			}
+		}
 	}
 	if n == 0 {
 		if rec.Previous != "" {
@@ -218,6 +276,10 @@ func (r *Repository) Delete(ctx context.Context, mid, pid, reason string) error 
 		err = r.appendLog(ctx, m, logEntry{N: n, Kind: entryDelete, Point: pid, Reason: reason}, records[n-1].digest)
 		if !errors.Is(err, store.ErrExist) {
 			return err
+		}
+		// A store that shows no entry where it has one would keep us here.
+		if again, err := r.readLog(ctx, m); err != nil || len(again) == len(records) {
+			return errors.Join(fmt.Errorf("delete recovery point %s: %w", pid, ErrConflict), err)
 		}
 	}
 }

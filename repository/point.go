@@ -64,11 +64,22 @@ func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*Po
 		w.last = records[len(records)-1].digest
 	}
 	points := listed(records, mid)
+	// An entry that cannot be read may have deleted a recovery point before it, and
+	// what that references may be gone: only what was committed later is a parent.
+	damaged := int64(-1)
+	for _, rec := range records {
+		if errors.Is(rec.err, ErrFormat) {
+			return nil, fmt.Errorf("begin recovery point: %w", rec.err)
+		}
+		if rec.err != nil {
+			damaged = rec.N
+		}
+	}
 	// A parent whose manifest is damaged must not stop backups: the one before
 	// it serves as well, for every recovery point is complete.
-	for i := len(points) - 1; i >= 0 && w.parent == nil; i-- {
+	for i := len(points) - 1; i >= 0 && w.parent == nil && points[i].Sequence > damaged; i-- {
 		if w.parent, err = r.Manifest(ctx, points[i]); err != nil {
-			if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound) {
+			if errors.Is(err, ErrFormat) || !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound) {
 				return nil, err
 			}
 			r.log.Error("recovery point cannot serve as parent", "point", points[i].ID, "error", err)
@@ -228,6 +239,9 @@ func (w *PointWriter) recheck(ctx context.Context, parent string) error {
 	records, err := w.r.readLog(ctx, w.m)
 	if err != nil {
 		return err
+	}
+	if len(records) == w.seen { // a store that shows no entry where it has one would keep us here
+		return fmt.Errorf("machine log entry %d: %w", w.entry, ErrConflict)
 	}
 	for _, rec := range records[w.seen:] {
 		if rec.err != nil || rec.Kind != entryDelete || rec.Point == parent {

@@ -24,7 +24,7 @@ var (
 	ErrConflict  = errors.New("another writer committed meanwhile")
 	ErrNoKey     = holder.ErrNoKey
 	ErrDamaged   = damage.ErrDamaged
-	ErrFormat    = errors.New("repository format is not known")
+	ErrFormat    = damage.ErrFormat
 	ErrUntrusted = damage.ErrUntrusted
 	ErrExists    = errors.New("repository exists already")
 )

@@ -97,7 +97,7 @@ func (v *verifier) found(err error, points ...string) error {
 			r := de.Range
 			d.Range = &r
 		}
-	case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrUntrusted):
+	case errors.Is(err, repository.ErrNotFound), errors.Is(err, repository.ErrUntrusted), errors.Is(err, repository.ErrFormat):
 	default:
 		return err
 	}

@@ -12,6 +12,9 @@ import (
 // that are not what a writer makes.
 var ErrCorrupt = errors.New("malformed")
 
+// ErrVersion is ErrCorrupt's counterpart for what a later version may have made.
+var ErrVersion = errors.New("not known to this program")
+
 // Sizes in bytes.
 const (
 	PageSize      = 4096

@@ -59,11 +59,11 @@ func ParseSegmentHeader(p []byte) (h SegmentHeader, err error) {
 		return h, fmt.Errorf("segment header: checksum: %w", ErrCorrupt)
 	}
 	if v := binary.LittleEndian.Uint16(p[8:]); v != 1 {
-		return h, fmt.Errorf("segment header: version %d is not known: %w", v, ErrCorrupt)
+		return h, fmt.Errorf("segment header: version %d is %w", v, ErrVersion)
 	}
 	flags := binary.LittleEndian.Uint16(p[10:])
 	if flags&^flagSealed != 0 {
-		return h, fmt.Errorf("segment header: flags %#x are not known: %w", flags, ErrCorrupt)
+		return h, fmt.Errorf("segment header: flags %#x are %w", flags, ErrVersion)
 	}
 	h.Sealed = flags&flagSealed != 0
 	copy(h.ID[:], p[16:])
@@ -101,7 +101,7 @@ func ParseMapHeader(p []byte) (h MapHeader, err error) {
 		return h, fmt.Errorf("map header: checksum: %w", ErrCorrupt)
 	}
 	if v, f := binary.LittleEndian.Uint16(p[8:]), binary.LittleEndian.Uint16(p[10:]); v != 1 || f != 0 {
-		return h, fmt.Errorf("map header: version %d, flags %#x are not known: %w", v, f, ErrCorrupt)
+		return h, fmt.Errorf("map header: version %d, flags %#x are %w", v, f, ErrVersion)
 	}
 	copy(h.ID[:], p[12:])
 	copy(h.Machine[:], p[44:])

@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/cipher"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/lockstep-backup/lockstep/repository/format"
@@ -96,8 +98,11 @@ func (c *Cache) window(ctx context.Context, name format.Name, n int64) ([]byte, 
 	p = make([]byte, mapWindow)
 	key := format.MapKey(c.m.ID, name)
 	got, err := c.st.ReadRange(ctx, key, n*mapWindow, p)
-	if got == 0 && err != nil {
-		return nil, damage.FromStore(key, err)
+	if err != nil && (got == 0 || !errors.Is(err, io.EOF)) { // half a window must not be kept
+		if err = damage.FromStore(key, err); errors.Is(err, damage.ErrNotFound) {
+			err = &damage.Error{Object: key, Machine: c.m.ID, Err: err}
+		}
+		return nil, err
 	}
 	p = p[:got]
 	c.mu.Lock()

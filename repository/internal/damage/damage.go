@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/envelope"
+	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -17,6 +20,7 @@ var (
 	ErrNotFound  = errors.New("not in the repository")
 	ErrDamaged   = errors.New("damaged data")
 	ErrUntrusted = errors.New("signature is not of a trusted key")
+	ErrFormat    = errors.New("repository format is not known")
 )
 
 // Error reports stored data that cannot be read as it was written.
@@ -36,7 +40,16 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("read %s: %v", e.Object, e.Err)
 }
 
-func (e *Error) Unwrap() []error { return []error{ErrDamaged, e.Err} }
+// Unwrap: an object of a later version is not readable here either, but it is
+// ErrFormat that says what to do about it.
+func (e *Error) Unwrap() []error {
+	for _, unknown := range []error{format.ErrVersion, envelope.ErrFrameVersion, envelope.ErrFrameFeature} {
+		if errors.Is(e.Err, unknown) {
+			return []error{ErrDamaged, ErrFormat, e.Err}
+		}
+	}
+	return []error{ErrDamaged, e.Err}
+}
 
 // FromStore tells a missing object (ErrNotFound) from damage and from a store
 // that fails.
@@ -45,13 +58,15 @@ func FromStore(key string, err error) error {
 	switch {
 	case errors.Is(err, store.ErrNotExist):
 		return fmt.Errorf("read %s: %w: %w", key, ErrNotFound, err)
-	case errors.As(err, &large), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.As(err, &large), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, syscall.EIO): // a bad sector of the store's disk: the object is damaged, the store is there
 		return &Error{Object: key, Err: err}
 	}
 	return fmt.Errorf("read %s: %w", key, err)
 }
 
-// ReadFull fills p from an object; an object that ends before is damaged.
+// ReadFull fills p from an object that something refers to: if it is missing
+// or ends before, that is damage.
 func ReadFull(ctx context.Context, st store.Store, key string, off int64, p []byte) error {
 	n, err := st.ReadRange(ctx, key, off, p)
 	if n == len(p) {
@@ -60,5 +75,8 @@ func ReadFull(ctx context.Context, st store.Store, key string, off int64, p []by
 	if err == nil {
 		err = io.ErrUnexpectedEOF
 	}
-	return FromStore(key, err)
+	if err = FromStore(key, err); errors.Is(err, ErrNotFound) {
+		return &Error{Object: key, Err: err}
+	}
+	return err
 }

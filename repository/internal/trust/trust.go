@@ -116,7 +116,7 @@ func Read(ctx context.Context, st store.Store, repo, cfg, pinned string) (t Log,
 		key := format.TrustKey(n)
 		raw, err := twin.Get(ctx, st, key, func(raw []byte) error { return envelope.CheckFrame(raw) })
 		if errors.Is(err, damage.ErrNotFound) && n > 0 {
-			return t, nil
+			return t, nothingBehind(ctx, st, n)
 		}
 		if err != nil {
 			return t, fmt.Errorf("read trust log: %w", err)
@@ -136,6 +136,30 @@ func Read(ctx context.Context, st store.Store, repo, cfg, pinned string) (t Log,
 		previous = Digest(raw)
 		t.keys, t.n, t.last = e.Keys, n+1, previous
 	}
+}
+
+const maxEntries = 1 << 20
+
+// nothingBehind: keys that later entries add or revoke must not go unnoticed
+// because an entry between is lost.
+func nothingBehind(ctx context.Context, st store.Store, n int64) error {
+	end := n
+	err := twin.List(ctx, st, format.TrustPrefix, maxEntries, func(key string) error {
+		if m, err := format.ParseNumber(key[len(format.TrustPrefix):]); err == nil {
+			end = max(end, m)
+		}
+		return nil
+	})
+	if err == nil && end > n {
+		// Entry n may have come between the reading and the listing, and more behind it.
+		if _, err = twin.Get(ctx, st, format.TrustKey(n), envelope.CheckFrame); errors.Is(err, damage.ErrNotFound) {
+			err = &damage.Error{Object: format.TrustKey(n), Err: fmt.Errorf("entry is missing, later ones are there: %w", err)}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("read trust log: %w", err)
+	}
+	return nil
 }
 
 // parse checks entry n's signature: by the custodian it names itself if
