@@ -47,6 +47,7 @@ const lattice = `
 
 	# operations; what one proves, it writes into the audit log
 	repository, target < restore;
+	restore, custody, kit < rescue;
 	source, diskcrypt, repository, custody, catalog, audit < prove;
 	prove, policy < backup;
 	backup < rebuild;
