@@ -85,7 +85,10 @@ func (w *diskWriter) run(ctx context.Context) error {
 	err := group.Wait()
 	for _, s := range w.free {
 		if err != nil {
-			_ = s.Abort()
+			// What was stored serves the next attempt, if the store takes it still.
+			if _, ferr := s.Finish(); ferr != nil {
+				w.r.log.Debug("segment of a failed attempt is lost", "error", ferr)
+			}
 			continue
 		}
 		var size int64
