@@ -15,19 +15,19 @@ type ChangeKind string
 // The kinds.
 const (
 	ChangeNone             ChangeKind = "unchanged"
-	ChangeHeader           ChangeKind = "header changed"    // neither protectors nor volume key: tokens, labels
-	ChangeCredentialAdded  ChangeKind = "credential added"  //
-	ChangeProtectorRemoved ChangeKind = "protector removed" //
+	ChangeHeader           ChangeKind = "header changed" // neither protectors nor volume key: tokens, labels
+	ChangeCredentialAdded  ChangeKind = "credential added"
+	ChangeProtectorRemoved ChangeKind = "protector removed"
 	ChangeProtectorRotated ChangeKind = "protector rotated" // some added, some removed
 	ChangeNewEpoch         ChangeKind = "new epoch"         // another volume key
 	ChangeConversion       ChangeKind = "conversion"        // in progress
-	ChangeHeaderLoss       ChangeKind = "header loss"       //
-	ChangeHeaderRollback   ChangeKind = "header rollback"   // an earlier header is back
-	ChangeAreaDamage       ChangeKind = "area damage"       // a wrapped key differs although its protector does not
-	ChangeEncryptionOn     ChangeKind = "encryption on"     //
-	ChangeEncryptionOff    ChangeKind = "encryption off"    //
-	ChangeVolumeGone       ChangeKind = "volume gone"       // and nothing is in its place
-	ChangeVolumeReplaced   ChangeKind = "volume replaced"   // another volume stands in its place
+	ChangeHeaderLoss       ChangeKind = "header loss"
+	ChangeHeaderRollback   ChangeKind = "header rollback" // an earlier header is back
+	ChangeAreaDamage       ChangeKind = "area damage"     // a wrapped key differs although its protector does not
+	ChangeEncryptionOn     ChangeKind = "encryption on"
+	ChangeEncryptionOff    ChangeKind = "encryption off"
+	ChangeVolumeGone       ChangeKind = "volume gone"     // and nothing is in its place
+	ChangeVolumeReplaced   ChangeKind = "volume replaced" // another volume stands in its place
 )
 
 // DiskVolumes is what an inspection found on one disk.

@@ -78,6 +78,14 @@ func TestRotation(t *testing.T) {
 		t.Fatalf("the old one is %s %v", s.State, s.Why)
 	}
 
+	view, err := prove.Load(ctx, e.Deps, m.ID)
+	e.Must(err)
+	cp, err := e.Catalog.Points.Get(ctx, fresh)
+	e.Must(err)
+	if c := view.Changes(cp); len(c) != 1 || c[0].Kind != custody.ChangeProtectorRotated || !strings.Contains(c[0].Text, "escrow the new one") {
+		t.Errorf("changes: %v", c)
+	}
+
 	added, err = e.Add(m, second)
 	e.Must(err)
 	v2 := added.Version.Ref

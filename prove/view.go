@@ -30,6 +30,7 @@ type View struct {
 	proofs     map[string][]catalog.Proof   // by recovery point
 	packages   map[string][]catalog.Package // by recovery point
 	declared   map[custody.VolumeKey]string // reasons in force
+	points     []catalog.Point              // of the machine, by repository and sequence
 	attempts   map[string]map[keymanager.Ref]catalog.Attempt
 	stopped    map[string]map[keymanager.Ref]string // by header digest, of this run
 }
@@ -90,11 +91,11 @@ func Load(ctx context.Context, d Deps, machine string) (*View, error) {
 
 // loadAttempts reads what was tried on the headers of this machine.
 func (v *View) loadAttempts(ctx context.Context) error {
-	points, err := v.d.Catalog.Points.List(ctx, catalog.PointQuery{Machine: v.machine})
-	if err != nil {
+	var err error
+	if v.points, err = v.d.Catalog.Points.List(ctx, catalog.PointQuery{Machine: v.machine}); err != nil {
 		return fmt.Errorf("load custody: %w", err)
 	}
-	for _, p := range points {
+	for _, p := range v.points {
 		for _, d := range p.Disks {
 			for _, x := range d.Volumes {
 				if _, err := v.tried(ctx, x.HeaderDigest); err != nil {
@@ -242,6 +243,39 @@ func (v *View) Verdict(p catalog.Point) custody.Verdict {
 		}
 	}
 	return custody.Evaluate(f)
+}
+
+// Changes says what changed in custody since the recovery point's parent; what
+// did not change is left out. Nothing where there is no parent any more.
+func (v *View) Changes(p catalog.Point) []custody.Change {
+	i := slices.IndexFunc(v.points, func(o catalog.Point) bool { return o.ID == p.Parent && o.Repository == p.Repository })
+	if i < 0 {
+		return nil
+	}
+	var history [][]custody.DiskVolumes
+	for _, o := range slices.Backward(v.points[:i]) {
+		if o.Repository == p.Repository {
+			history = append(history, found(o))
+		}
+	}
+	all := custody.Compare(found(v.points[i]), found(p), history...)
+	return slices.DeleteFunc(all, func(c custody.Change) bool { return c.Kind == custody.ChangeNone })
+}
+
+// found is what the catalog knows of an inspection.
+func found(p catalog.Point) []custody.DiskVolumes {
+	var out []custody.DiskVolumes
+	for _, d := range p.Disks {
+		var rep diskcrypt.Report
+		for _, x := range d.Volumes {
+			rep.Volumes = append(rep.Volumes, VolumeOf(x))
+		}
+		if json.Unmarshal(d.Areas, &rep.Areas) != nil {
+			rep.Areas = nil
+		}
+		out = append(out, custody.Found(d.Disk, &rep))
+	}
+	return out
 }
 
 // bekVolumes says which plain areas of a disk hold keys of others in clear.

@@ -234,8 +234,13 @@ func (s *server) inspect(ctx context.Context, p diskcrypt.Place, want diskcrypt.
 func (s *server) try(ctx context.Context, r custody.Request) error {
 	start := time.Now()
 	resetPeak()
-	defer debug.FreeOSMemory() // a gigabyte of Argon2 is not kept
 	defer s.opened.use()()
+	derived := false
+	defer func() {
+		if derived {
+			debug.FreeOSMemory() // a gigabyte of Argon2 is not kept
+		}
+	}()
 	outcome := custody.Outcome{Volumes: make([]custody.VolumeOutcome, len(r.Volumes))}
 	abandoned := false
 	for i, v := range r.Volumes {
@@ -245,6 +250,7 @@ func (s *server) try(ctx context.Context, r custody.Request) error {
 		}
 		out, proof := s.tryVolume(ctx, r, v)
 		outcome.Volumes[i] = out
+		derived = derived || slices.ContainsFunc(out.Attempts, func(a custody.AttemptOutcome) bool { return !a.Reused })
 		s.pipe.Lock()
 		abandoned = s.abandoned
 		s.pipe.Unlock()
