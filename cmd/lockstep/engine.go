@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/catalog/sqlite"
+	"github.com/lockstep-backup/lockstep/custody/prover"
+	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
+	"github.com/lockstep-backup/lockstep/envelope"
+	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/keymanager"
+	"github.com/lockstep-backup/lockstep/keymanager/embedded"
+	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/server"
+	"github.com/lockstep-backup/lockstep/source"
+	sourceimage "github.com/lockstep-backup/lockstep/source/image"
+	"github.com/lockstep-backup/lockstep/store"
+	"github.com/lockstep-backup/lockstep/store/localdir"
+	"github.com/lockstep-backup/lockstep/target"
+	targetimage "github.com/lockstep-backup/lockstep/target/image"
+)
+
+// formats are the kinds of encryption that this program reads.
+func formats() []diskcrypt.Format { return []diskcrypt.Format{luks.Format{}} }
+
+// engine is an installation as one process has it open. What a command does
+// not need is not opened: secrets can be read with the repository gone.
+type engine struct {
+	dir    dataDir
+	config config
+	log    *slog.Logger
+	audit  *audit.Log
+	prover *prover.Client
+
+	catalog lazy[*catalog.Catalog]
+	repo    lazy[*repository.Repository]
+	manager lazy[*embedded.Manager]
+	store   openedStore
+	writer  *envelope.SigningKey
+}
+
+// lazy is something that is opened when it is first needed, and again after
+// that failed.
+type lazy[T any] struct {
+	mu    sync.Mutex
+	value T
+	open  bool
+}
+
+func (l *lazy[T]) get(open func() (T, error)) (T, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open {
+		return l.value, nil
+	}
+	v, err := open()
+	if err == nil {
+		l.value, l.open = v, true
+	}
+	return v, err
+}
+
+// replace puts v in the place of what was open, and returns that.
+func (l *lazy[T]) replace(v T) (old T, had bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old, had = l.value, l.open
+	l.value, l.open = v, true
+	return old, had
+}
+
+// take closes the door: what was open is the caller's to close.
+func (l *lazy[T]) take() (T, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v, had := l.value, l.open
+	var zero T
+	l.value, l.open = zero, false
+	return v, had
+}
+
+func openEngine(dir dataDir, log *slog.Logger) (*engine, error) {
+	c, err := dir.load()
+	if err != nil {
+		return nil, err
+	}
+	if err := dir.checkPrivate(); err != nil {
+		return nil, err
+	}
+	e := &engine{dir: dir, config: c, log: log}
+	custodian, err := envelope.ReadSigningKeyFile(dir.custodianKey())
+	if err != nil {
+		return nil, fmt.Errorf("open audit log: %w", err)
+	}
+	// The checkpoints of the audit log are the custodian's signatures.
+	if e.audit, err = audit.Open(dir.audit(), custodian, envelope.KeySet{custodian.Public()}); err != nil {
+		return nil, fmt.Errorf("open audit log: %w", err)
+	}
+	e.prover = prover.New(proverCommand(dir), log)
+	return e, nil
+}
+
+func (e *engine) deps() server.Deps {
+	return server.Deps{
+		Catalog: e.openCatalog, Repository: e.openRepository,
+		Manager: func(context.Context) (keymanager.Manager, error) {
+			m, err := e.openManager()
+			if err != nil {
+				return nil, err // not a nil manager in an interface
+			}
+			return m, nil
+		},
+		Custodian: func() (envelope.SigningKey, error) { return envelope.ReadSigningKeyFile(e.dir.custodianKey()) },
+		Rebuild:   e.rebuild,
+		Prover:    e.prover, Recipients: e.config.Recipients, Audit: e.audit,
+		OpenSource: openSource, OpenTarget: openTarget, Formats: formats(),
+		Locks: job.NewLocks(e.dir.locks()), Installation: e.config.Installation,
+		RepositoryURL: e.dir.repositoryURL(e.config.Repository), Software: software(),
+		Actor: fmt.Sprintf("uid:%d (in-process)", os.Getuid()), Log: e.log,
+	}
+}
+
+func (e *engine) openManager() (*embedded.Manager, error) {
+	return e.manager.get(func() (*embedded.Manager, error) { return e.dir.openManager(e.config) })
+}
+
+func (e *engine) openCatalog(ctx context.Context) (*catalog.Catalog, error) {
+	return e.catalog.get(func() (*catalog.Catalog, error) {
+		return sqlite.Open(context.WithoutCancel(ctx), e.dir.catalog(), sqlite.Options{Log: e.log})
+	})
+}
+
+// rebuild fills the catalog anew, in the place of one that may be damaged, gone
+// or deleted while it was open.
+func (e *engine) rebuild(ctx context.Context, fill func(*catalog.Catalog) error) error {
+	c, err := sqlite.Open(ctx, e.dir.catalog(), sqlite.Options{Rebuild: true, Log: e.log})
+	if err != nil {
+		return err
+	}
+	if err := fill(c); err != nil {
+		return errors.Join(err, c.Maintenance.Close())
+	}
+	if old, had := e.catalog.replace(c); had {
+		_ = old.Maintenance.Close() // it is superseded, whatever it has to say
+	}
+	return nil
+}
+
+// openedStore is a store whose files can be let go of.
+type openedStore interface {
+	store.Store
+	io.Closer
+}
+
+// openStore chooses the store by the URL.
+func openStore(location string, create bool) (openedStore, error) {
+	if scheme, _, isURL := strings.Cut(location, "://"); isURL && !strings.EqualFold(scheme, "file") {
+		return nil, fmt.Errorf("open store: %q stores are not available in this version (file:///… or a path is)", scheme)
+	}
+	if create {
+		return localdir.Create(location, localdir.Options{})
+	}
+	return localdir.Open(location, localdir.Options{})
+}
+
+func (e *engine) openRepository(ctx context.Context) (*repository.Repository, error) {
+	return e.repo.get(func() (*repository.Repository, error) {
+		st, err := openStore(e.dir.repositoryURL(e.config.Repository), false)
+		if err != nil {
+			return nil, fmt.Errorf("open repository: %w", err)
+		}
+		writer, err := envelope.ReadSigningKeyFile(e.dir.writerKey())
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open repository: writer key: %w", err), st.Close())
+		}
+		repo, err := e.unlock(context.WithoutCancel(ctx), st, &writer)
+		if err != nil {
+			return nil, errors.Join(err, st.Close())
+		}
+		e.store, e.writer = st, &writer
+		return repo, nil
+	})
+}
+
+// unlock opens the repository with the host's identity, so that a backup needs
+// no key manager; with the key manager's KEK where the identity is gone.
+func (e *engine) unlock(ctx context.Context, st store.Store, writer *envelope.SigningKey) (*repository.Repository, error) {
+	o := repository.OpenOptions{Writer: writer, TrustRoot: e.config.Repository.TrustRoot, Log: e.log}
+	identity, err := envelope.ReadSecretFile(e.dir.hostIdentity(), false, nil)
+	defer identity.Wipe()
+	if err == nil {
+		o.Unlock.Identities = identity
+		repo, err := repository.Open(ctx, st, o)
+		if err == nil || !errors.Is(err, repository.ErrNoKey) {
+			return repo, err
+		}
+		e.log.Warn("the host's identity does not open the repository; trying the key manager", "error", err)
+	} else {
+		e.log.Warn("the host's identity cannot be read; trying the key manager", "error", err)
+	}
+	m, merr := e.openManager()
+	if merr != nil {
+		return nil, errors.Join(repository.ErrNoKey, err, merr)
+	}
+	o.Unlock = repository.Unlocker{KEKs: []envelope.KEK{m}}
+	return repository.Open(ctx, st, o)
+}
+
+// close ends the prover, wipes keys and closes files.
+func (e *engine) close() error {
+	errs := []error{e.prover.Close()}
+	if c, had := e.catalog.take(); had {
+		errs = append(errs, c.Maintenance.Close())
+	}
+	if r, had := e.repo.take(); had {
+		errs = append(errs, r.Close(), e.store.Close())
+		e.writer.Wipe()
+	}
+	if m, had := e.manager.take(); had {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// localSpec says whether a spec is a path or file URL; other schemes are named
+// in the error, without the rest, which may hold a password.
+func localSpec(spec string) (scheme string, local bool) {
+	scheme, _, isURL := strings.Cut(spec, "://")
+	if !isURL || strings.ContainsAny(scheme, `/\`) || strings.EqualFold(scheme, "file") {
+		return "", true
+	}
+	if u, err := url.Parse(scheme + "://"); err == nil && u.Scheme != "" {
+		scheme = u.Scheme
+	}
+	return scheme, false
+}
+
+func openSource(ctx context.Context, spec string, o source.Options) (source.Disk, error) {
+	if scheme, local := localSpec(spec); !local {
+		return nil, fmt.Errorf("open source: %s sources are not available in this version (image files and block devices are): %w", scheme, source.ErrUnsupported)
+	}
+	return sourceimage.Opener{}.Open(ctx, spec, o)
+}
+
+func openTarget(ctx context.Context, spec string, size int64, o target.Options) (target.Disk, error) {
+	if scheme, local := localSpec(spec); !local {
+		return nil, fmt.Errorf("open target: %s targets are not available in this version (image files and block devices are): %w", scheme, target.ErrNotNamed)
+	}
+	return targetimage.Opener{}.Open(ctx, spec, size, o)
+}

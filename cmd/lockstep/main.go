@@ -1,0 +1,52 @@
+// Command lockstep is the command line, the server and the prover in one
+// program. This package is wiring: it reads the environment, keeps the layout of
+// the data directory, and chooses the adapters. It decides nothing else.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/lockstep-backup/lockstep/cli"
+)
+
+// version is set when a release is built.
+var version = ""
+
+func main() {
+	restrictFileModes()
+	// The prover is this program again, for secrets to be tried in a process of
+	// its own (see package custody/prover). Nobody types this.
+	if len(os.Args) == 3 && os.Args[1] == proverArgument {
+		os.Exit(runProver(os.Args[2]))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := cli.Main(ctx, environment())
+	stop()
+	os.Exit(code)
+}
+
+func environment() cli.Env {
+	return cli.Env{
+		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
+		Version: programVersion(),
+		Connect: connect, Init: initialise, Serve: serve, Demo: nil,
+	}
+}
+
+// programVersion is what was set at release, else what the build knows.
+func programVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "development"
+}
+
+// software is what manifests and proofs say made them.
+func software() string { return "lockstep " + programVersion() }

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"github.com/lockstep-backup/lockstep/custody/prover"
+	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/envelope"
+	"github.com/lockstep-backup/lockstep/keymanager"
+)
+
+// proverArgument makes this program the prover. Its only other argument is the
+// data directory: what opens the key manager lies in files.
+const proverArgument = "prover"
+
+// proverCommand starts this program again as the prover.
+func proverCommand(dir dataDir) func() (*exec.Cmd, error) {
+	return func() (*exec.Cmd, error) {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("start prover: %w", err)
+		}
+		cmd := exec.Command(self, proverArgument, string(dir))
+		cmd.Env = []string{} // nothing of it is needed, and it may hold anything
+		if root := os.Getenv("SystemRoot"); root != "" {
+			cmd.Env = append(cmd.Env, "SystemRoot="+root) // Windows' random numbers need it
+		}
+		cmd.Stderr = os.Stderr
+		return cmd, nil
+	}
+}
+
+// runProver is the prover's process.
+func runProver(dir string) int {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	// Interrupted at the terminal, the parent ends it when it is done with it.
+	signal.Ignore(os.Interrupt, syscall.SIGTERM)
+	if err := serveProver(dataDir(dir), log); err != nil && !errors.Is(err, prover.ErrAbandoned) {
+		log.Error("prover", "error", err)
+		return 1
+	}
+	return 0
+}
+
+func serveProver(dir dataDir, log *slog.Logger) error {
+	limits := diskcrypt.Limits{KDFMemory: kdfMemory()}
+	if err := prover.Harden(limits.KDFMemory); err != nil {
+		return err
+	}
+	c, err := dir.load()
+	if err != nil {
+		return err
+	}
+	key, err := envelope.ReadSigningKeyFile(dir.proverKey())
+	if err != nil {
+		return fmt.Errorf("prover key: %w", err)
+	}
+	defer key.Wipe()
+	mac, err := envelope.ReadSecretFile(dir.vkproofKey(), false, nil)
+	if err != nil {
+		return fmt.Errorf("vkproof key: %w", err)
+	}
+	defer mac.Wipe()
+	return prover.Serve(context.Background(), os.Stdin, os.Stdout, prover.Deps{
+		Manager: func(context.Context) (keymanager.Manager, error) {
+			m, err := dir.openManager(c)
+			if err != nil {
+				return nil, err
+			}
+			return m, nil
+		},
+		Formats: formats(), Key: key, MACKey: mac,
+		Recipients: func(context.Context) ([]string, error) { return c.Recipients, nil },
+		Limits:     limits, Software: software(), Log: log,
+	})
+}
+
+// The memory that a header may ask for: half of what the machine has, as
+// cryptsetup does when it makes one, so that hostile headers cannot bring the
+// machine to a halt; no less than cryptsetup's default of 1 GiB, for a disk of
+// a larger machine must open here as well.
+const (
+	minKDFMemory = 1 << 30
+	maxKDFMemory = 4 << 30 // the most that LUKS2 allows
+)
+
+func kdfMemory() int64 {
+	return min(max(physicalMemory()/2, minKDFMemory), maxKDFMemory)
+}

@@ -1,0 +1,400 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/backup"
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/restore"
+	"github.com/lockstep-backup/lockstep/target"
+	"github.com/lockstep-backup/lockstep/verify"
+)
+
+// Kinds of jobs.
+const (
+	kindBackup  = "backup"
+	kindProve   = "prove"
+	kindRestore = "restore"
+	kindVerify  = "verify"
+	kindRebuild = "rebuild"
+)
+
+func (s *Server) workRoutes() {
+	accepted := status(http.StatusAccepted)
+	route(s, "start-backup", http.MethodPost, "/v1/backups", "Make a recovery point", s.startBackup, accepted)
+	route(s, "start-proofs", http.MethodPost, "/v1/proofs", "Open recovery points with the secrets in custody", s.startProofs, accepted)
+	route(s, "start-restore", http.MethodPost, "/v1/restores", "Write disks back, still encrypted", s.startRestore, accepted)
+	route(s, "start-verification", http.MethodPost, "/v1/verifications", "Read back what is stored and compare", s.startVerification, accepted)
+	route(s, "rebuild-catalog", http.MethodPost, "/v1/catalog/rebuild", "Fill the catalog anew from the repository", s.startRebuild, accepted)
+	route(s, "get-status", http.MethodGet, "/v1/status", "Which secret opens which recovery point, the worst machine first", s.getStatus)
+}
+
+// work is what a job does. The result stays with the job also where it failed.
+type work func(ctx context.Context, p *job.Reporter) (result, error)
+
+// start starts a job, which is recorded when it has ended; a refusal to start
+// it is recorded at once.
+func (s *Server) start(ctx context.Context, kind string, e audit.Event, do work, keys ...string) (*out[api.Job], error) {
+	j, err := s.jobs.Start(ctx, kind, func(ctx context.Context, p *job.Reporter) error {
+		_, err := audited(ctx, s, withJob(e, p.Job()), func() (result, error) {
+			r, err := do(ctx, p)
+			if serr := p.Result(r); serr != nil && err == nil {
+				err = serr
+			}
+			// What a canceled job says of itself is only that it was canceled.
+			if cause := context.Cause(ctx); err != nil && ctx.Err() != nil && cause != nil && !errors.Is(err, cause) {
+				err = fmt.Errorf("%w: %w", cause, err)
+			}
+			return r, err
+		})
+		return err
+	}, keys...)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", kind, err)
+		e.Outcome, e.Detail = outcomeOf(err), withDetail(e.Detail, "error", clip(problemOf(err).Detail))
+		return nil, errors.Join(err, s.record(ctx, e))
+	}
+	return &out[api.Job]{Body: jobView(j)}, nil
+}
+
+func withJob(e audit.Event, id string) audit.Event {
+	detail := map[string]string{"job": id}
+	for k, v := range e.Detail {
+		detail[k] = v
+	}
+	e.Detail = detail
+	return e
+}
+
+// refuse records that something was not even started.
+func (s *Server) refuse(ctx context.Context, e audit.Event, err error) error {
+	e.Outcome, e.Detail = outcomeOf(err), withDetail(e.Detail, "error", clip(problemOf(err).Detail))
+	return errors.Join(err, s.record(ctx, e))
+}
+
+func progress(p *job.Reporter) func(phase string, done, total int64) {
+	return func(phase string, done, total int64) {
+		p.Progress(job.Progress{Phase: phase, Done: done, Total: total, Unit: "bytes"})
+	}
+}
+
+func (s *Server) startBackup(ctx context.Context, req *in[api.BackupRequest]) (*out[api.Job], error) {
+	r := req.Body
+	e := audit.Event{Action: "machine.backup", Object: r.Machine}
+	c, err := s.d.Catalog(ctx)
+	if err != nil {
+		return nil, s.refuse(ctx, e, err)
+	}
+	m, err := s.machine(ctx, c, r.Machine)
+	if err != nil {
+		return nil, s.refuse(ctx, e, err)
+	}
+	return s.start(ctx, kindBackup, e, func(ctx context.Context, p *job.Reporter) (result, error) {
+		return s.backUp(ctx, c, m, r, p)
+	}, machineKey(m))
+}
+
+// backUp makes a recovery point and has it proven. What custody cannot do
+// leaves it unproven; it never makes the backup fail.
+func (s *Server) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machine, r api.BackupRequest, p *job.Reporter) (result, error) {
+	repo, err := s.d.Repository(ctx)
+	if err != nil {
+		return result{}, fmt.Errorf("back up %s: %w", m.Name, err)
+	}
+	made, err := backup.Run(ctx, backup.Deps{
+		Repository: repo, Catalog: c, Open: s.openSource, Formats: s.d.Formats, Log: s.d.Log, Now: s.d.Now, Software: s.d.Software,
+	}, backup.Request{
+		Machine: m, Full: r.Full, AllowLive: r.AllowLive, AllowIncomplete: r.AllowIncomplete, Description: r.Description, Progress: progress(p),
+	})
+	if err != nil {
+		return result{}, err
+	}
+	p.Message("recovery point %s is stored", made.Point.ID)
+	for _, w := range made.Warnings {
+		p.Warning("%s", w)
+	}
+	// It is committed: what follows adds to it and is done even if somebody
+	// cancels between two steps, as far as the prover goes along.
+	s.warnChanges(ctx, c, made.Point, p)
+	p.Progress(job.Progress{Phase: "prove", Total: 1, Unit: "points"})
+	results, err := prove.Points(ctx, s.custodyDeps(ctx, c), []string{made.Point.ID}, nil)
+	if err != nil {
+		p.Warning("recovery point %s is stored, but could not be proven: %s", made.Point.ID, problemOf(err).Detail)
+	}
+	for _, x := range results {
+		for _, problem := range x.Problems {
+			p.Warning("%s", problem)
+		}
+	}
+	p.Progress(job.Progress{Phase: "prove", Done: 1, Total: 1, Unit: "points"})
+	v, err := s.pointView(context.WithoutCancel(ctx), c, made.Point)
+	if err != nil {
+		return result{}, fmt.Errorf("back up %s: recovery point %s is stored, but cannot be shown: %w", m.Name, made.Point.ID, err)
+	}
+	return result{Backup: &v, Exit: exitOfState(v.State)}, nil
+}
+
+// warnChanges says what changed in custody since the parent.
+func (s *Server) warnChanges(ctx context.Context, c *catalog.Catalog, made catalog.Point, p *job.Reporter) {
+	all, err := c.Points.List(ctx, catalog.PointQuery{Machine: made.Machine, Deleted: true})
+	if err != nil {
+		p.Warning("what changed since the recovery point before is not known: %s", problemOf(err).Detail)
+		return
+	}
+	i := slices.IndexFunc(all, func(x catalog.Point) bool { return x.ID == made.ID })
+	if i < 0 {
+		return
+	}
+	found := changesSince(all, i)
+	if found.Loud != "" {
+		p.Warning("%s", found.Loud)
+	}
+	for _, text := range found.Texts {
+		p.Warning("%s", text)
+	}
+}
+
+// exitOfState is the exit status of a command that made or looked at a
+// recovery point.
+func exitOfState(state string) int {
+	switch state {
+	case api.StateUnproven, api.StateAtRisk, api.StateUnrecoverable:
+		return api.ExitNotProven
+	default:
+		return api.ExitDone
+	}
+}
+
+func (s *Server) startProofs(ctx context.Context, req *in[api.ProveRequest]) (*out[api.Job], error) {
+	e := audit.Event{Action: "points.prove"}
+	c, err := s.d.Catalog(ctx)
+	if err != nil {
+		return nil, s.refuse(ctx, e, err)
+	}
+	var ids []string
+	switch {
+	case req.Body.All && len(req.Body.Points) > 0:
+		return nil, s.refuse(ctx, e, usage("prove: name recovery points or all, not both"))
+	case req.Body.All:
+		e.Object = "all"
+		points, err := c.Points.List(ctx, catalog.PointQuery{Bare: true})
+		if err != nil {
+			return nil, err
+		}
+		// The newest first: they are what will be restored.
+		for _, p := range slices.Backward(points) {
+			ids = append(ids, p.ID)
+		}
+	case len(req.Body.Points) == 0:
+		return nil, s.refuse(ctx, e, usage("prove: no recovery point is named"))
+	default:
+		for _, ref := range req.Body.Points {
+			p, err := s.resolvePoint(ctx, c, ref)
+			if err != nil {
+				e.Object = ref
+				return nil, s.refuse(ctx, e, err)
+			}
+			if !slices.Contains(ids, p.ID) {
+				ids = append(ids, p.ID)
+			}
+		}
+		e.Object = clip(fmt.Sprint(ids))
+	}
+	return s.start(ctx, kindProve, e, func(ctx context.Context, p *job.Reporter) (result, error) {
+		return s.prove(ctx, c, ids, p)
+	})
+}
+
+func (s *Server) prove(ctx context.Context, c *catalog.Catalog, ids []string, p *job.Reporter) (result, error) {
+	r := result{Prove: []api.Point{}}
+	deps := s.custodyDeps(ctx, c)
+	if deps.Repo == nil {
+		_, err := s.d.Repository(ctx)
+		return r, err
+	}
+	results, err := prove.Points(ctx, deps, ids, func(done, total int, point string) {
+		p.Progress(job.Progress{Phase: "prove", Done: int64(done), Total: int64(total), Unit: "points", Note: point})
+	})
+	machines := map[string][]api.Point{}
+	for _, x := range results {
+		for _, problem := range x.Problems {
+			p.Warning("%s: %s", x.Point, problem)
+		}
+		points, known := machines[x.Machine]
+		if !known {
+			m, merr := c.Machines.Get(ctx, x.Machine)
+			if merr != nil {
+				return r, errors.Join(err, merr)
+			}
+			if points, merr = s.pointsOf(ctx, c, m); merr != nil {
+				return r, errors.Join(err, merr)
+			}
+			machines[x.Machine] = points
+		}
+		if i := slices.IndexFunc(points, func(v api.Point) bool { return v.ID == x.Point }); i >= 0 {
+			r.Prove = append(r.Prove, points[i])
+			r.Exit = max(r.Exit, exitOfState(points[i].State))
+		}
+	}
+	return r, err
+}
+
+func (s *Server) startRestore(ctx context.Context, req *in[api.RestoreRequest]) (*out[api.Job], error) {
+	r := req.Body
+	e := audit.Event{Action: "point.restore", Object: r.Point}
+	for _, t := range r.Targets {
+		e.Detail = withDetail(e.Detail, "disk "+t.Disk, clip(t.Target))
+	}
+	// Formats are the target's business, but a wrong one is wrong usage.
+	if r.Format != "" && r.Format != "raw" {
+		return nil, s.refuse(ctx, e, usage("restore: format %q is not available in this version (raw is)", r.Format))
+	}
+	c, err := s.d.Catalog(ctx)
+	if err != nil {
+		return nil, s.refuse(ctx, e, err)
+	}
+	p, err := s.resolvePoint(ctx, c, r.Point)
+	if err != nil {
+		return nil, s.refuse(ctx, e, err)
+	}
+	e.Object = p.ID
+	if p.Incomplete {
+		e.Detail = withDetail(e.Detail, "incomplete", "true")
+	}
+	return s.start(ctx, kindRestore, e, func(ctx context.Context, rep *job.Reporter) (result, error) {
+		return s.restore(ctx, c, p, r, rep)
+	})
+}
+
+// restore begins with the pre-flight: which secrets open what is restored, and
+// are they there. It does not keep a ciphertext from being restored.
+func (s *Server) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point, r api.RestoreRequest, rep *job.Reporter) (result, error) {
+	v, err := s.pointView(ctx, c, p)
+	if err != nil {
+		return result{}, err
+	}
+	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: preflight(v, r.Targets), Disks: []api.RestoredDisk{}}
+	for _, k := range res.Keys {
+		if len(k.Opens) > 0 {
+			rep.Message("%s/%s: opened by %v (%s)", k.Disk, k.Volume, k.Opens, k.State)
+		} else {
+			rep.Warning("%s/%s: no secret in custody is proven to open it (%s)", k.Disk, k.Volume, k.State)
+		}
+	}
+	repo, err := s.d.Repository(ctx)
+	if err != nil {
+		return result{Restore: res}, err
+	}
+	mf, err := s.manifest(ctx, repo, p)
+	if err != nil {
+		return result{Restore: res}, err
+	}
+	req := restore.Request{
+		Repository: repo, Manifest: mf, Open: s.openTarget, Options: target.Options{Force: r.Force, Format: r.Format}, Progress: progress(rep),
+	}
+	for _, t := range r.Targets {
+		req.Targets = append(req.Targets, restore.Target{Disk: t.Disk, Target: t.Target})
+	}
+	done, err := restore.Run(ctx, req)
+	out := result{Restore: res, Exit: exitOfState(v.State)}
+	for _, d := range done {
+		res.Disks = append(res.Disks, api.RestoredDisk{
+			ID: d.ID, Target: d.Target, SizeBytes: d.Size, WrittenBytes: d.Written, ContentRoot: d.ContentRoot,
+			UnreadRanges: rangeViews(d.Unread), Seconds: d.Seconds,
+		})
+		if len(d.Unread) > 0 {
+			out.Exit = api.ExitDamaged
+			rep.Warning("disk %s: %d ranges could not be read when the recovery point was made, and are zeroes", d.ID, len(d.Unread))
+		}
+	}
+	return out, err
+}
+
+// preflight names what opens the volumes of the disks that are restored.
+func preflight(v api.Point, targets []api.RestoreTarget) []api.PointKey {
+	keys := []api.PointKey{}
+	for _, d := range v.Disks {
+		if !slices.ContainsFunc(targets, func(t api.RestoreTarget) bool { return t.Disk == d.ID }) {
+			continue
+		}
+		for _, vol := range d.Volumes {
+			k := api.PointKey{Disk: d.ID, Volume: vol.ID, State: vol.State, Opens: []string{}}
+			for _, p := range vol.Protectors {
+				for _, ref := range p.OpenedBy {
+					if !slices.Contains(k.Opens, ref) {
+						k.Opens = append(k.Opens, ref)
+					}
+				}
+			}
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+func (s *Server) startVerification(ctx context.Context, req *in[api.VerifyRequest]) (*out[api.Job], error) {
+	e := audit.Event{Action: "repository.verify", Object: "all"}
+	var points []catalog.Point
+	if len(req.Body.Points) > 0 {
+		c, err := s.d.Catalog(ctx)
+		if err != nil {
+			return nil, s.refuse(ctx, e, err)
+		}
+		var ids []string
+		for _, ref := range req.Body.Points {
+			p, err := s.resolvePoint(ctx, c, ref)
+			if err != nil {
+				e.Object = ref
+				return nil, s.refuse(ctx, e, err)
+			}
+			if !slices.Contains(ids, p.ID) {
+				points, ids = append(points, p), append(ids, p.ID)
+			}
+		}
+		e.Object = clip(fmt.Sprint(ids))
+	}
+	return s.start(ctx, kindVerify, e, func(ctx context.Context, p *job.Reporter) (result, error) {
+		return s.verify(ctx, points, p)
+	})
+}
+
+func (s *Server) verify(ctx context.Context, points []catalog.Point, p *job.Reporter) (result, error) {
+	repo, err := s.d.Repository(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	req := verify.Request{Repository: repo, Progress: progress(p)}
+	for _, x := range points {
+		rp, err := s.repositoryPoint(ctx, repo, x)
+		if err != nil {
+			return result{}, err
+		}
+		req.Points = append(req.Points, rp)
+	}
+	found, err := verify.Run(ctx, req)
+	names := s.names(ctx)
+	res := &api.VerifyResult{Points: found.Points, Objects: found.Objects, ReadBytes: found.Read, Damage: []api.Damage{}}
+	for _, d := range found.Damage {
+		v := api.Damage{Object: d.Object, Machine: nameOr(names, d.Machine), Disk: d.Disk, Points: d.Points, Error: "damaged"}
+		if d.Range != nil {
+			v.Range = &api.Range{Offset: d.Range.Offset, Length: d.Range.Length}
+		}
+		if d.Err != nil {
+			v.Error = oneLine(d.Err.Error())
+		}
+		res.Damage = append(res.Damage, v)
+	}
+	r := result{Verify: res}
+	if len(res.Damage) > 0 {
+		r.Exit = api.ExitDamaged
+	}
+	return r, err
+}
