@@ -15,6 +15,7 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 	"github.com/lockstep-backup/lockstep/source"
 	"github.com/lockstep-backup/lockstep/target"
 )
@@ -60,9 +61,9 @@ func (s *Server) inspectLive(ctx context.Context, def catalog.MachineDisk) (foun
 // liveView shows a disk as it is now. Which secret opens a protector is known
 // from trying it on an equal header.
 func (s *Server) liveView(ctx context.Context, c *catalog.Catalog, id string, f foundDisk) api.DiskView {
-	v := api.DiskView{ID: id, SizeBytes: f.size, Volumes: []api.Volume{}, Areas: areaViews(f.report)}
+	v := api.DiskView{ID: id, SizeBytes: f.size, Volumes: []api.Volume{}, Areas: show.Areas(f.report)}
 	for _, vol := range f.report.Volumes {
-		v.Volumes = append(v.Volumes, volumeView(id, vol, s.attempted(ctx, c, vol.HeaderDigest)))
+		v.Volumes = append(v.Volumes, show.Volume(id, vol, s.attempted(ctx, c, vol.HeaderDigest)))
 	}
 	return v
 }

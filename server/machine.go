@@ -15,6 +15,7 @@ import (
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
 type MachinePath struct {
@@ -39,14 +40,6 @@ func (s *Server) machine(ctx context.Context, c *catalog.Catalog, name string) (
 	return m, err
 }
 
-func machineView(m catalog.Machine) api.Machine {
-	v := api.Machine{ID: m.ID, Name: m.Name, Created: m.Created.UTC(), Disks: []api.DiskDef{}}
-	for _, d := range m.Disks {
-		v.Disks = append(v.Disks, api.DiskDef{ID: d.ID, Source: d.Source, Header: d.Header})
-	}
-	return v
-}
-
 func (s *Server) listMachines(ctx context.Context, _ *none) (*out[[]api.Machine], error) {
 	c, err := s.d.Catalog(ctx)
 	if err != nil {
@@ -58,7 +51,7 @@ func (s *Server) listMachines(ctx context.Context, _ *none) (*out[[]api.Machine]
 	}
 	r := &out[[]api.Machine]{Body: []api.Machine{}}
 	for _, m := range all {
-		r.Body = append(r.Body, machineView(m))
+		r.Body = append(r.Body, show.Machine(m))
 	}
 	return r, nil
 }
@@ -147,7 +140,7 @@ func newID() string {
 }
 
 func (s *Server) machineDetail(ctx context.Context, c *catalog.Catalog, m catalog.Machine) (api.MachineDetail, error) {
-	d := api.MachineDetail{Machine: machineView(m)}
+	d := api.MachineDetail{Machine: show.Machine(m)}
 	points, err := s.pointsOf(ctx, c, m)
 	if err != nil {
 		return d, err

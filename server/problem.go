@@ -21,6 +21,7 @@ import (
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/restore"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 	"github.com/lockstep-backup/lockstep/source"
 	"github.com/lockstep-backup/lockstep/store"
 	"github.com/lockstep-backup/lockstep/target"
@@ -210,17 +211,12 @@ func problemOf(err error) *Problem {
 			}
 		}
 	}
-	p.Detail = oneLine(err.Error())
+	p.Detail = show.OneLine(err.Error())
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {
 		p.Hint = h.Hint()
 	}
 	return p
-}
-
-// oneLine joins what errors.Join has put on lines of their own.
-func oneLine(s string) string {
-	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' }), "; ")
 }
 
 // outcomeOf is what the audit log calls an error.

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +21,7 @@ import (
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/keymanager"
 	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
 type secretPath struct {
@@ -72,34 +72,6 @@ func (s *Server) names(ctx context.Context) map[string]string {
 	return out
 }
 
-func nameOr(names map[string]string, id string) string {
-	if n := names[id]; n != "" {
-		return n
-	}
-	return id
-}
-
-func secretView(i keymanager.Info, names map[string]string) api.Secret {
-	v := api.Secret{ID: i.ID, Volume: i.Labels[keymanager.LabelVolume], Kind: i.Kind, Versions: []api.SecretVersion{}}
-	if m := i.Labels[keymanager.LabelMachine]; m != "" {
-		v.Machine = nameOr(names, m)
-	}
-	for _, x := range i.Versions {
-		sv := api.SecretVersion{
-			Version: x.Ref.Version, Ref: x.Ref.String(), State: string(x.State), Created: x.Created.UTC(),
-			Expires: x.Expires, Holds: []api.SecretHold{},
-		}
-		for _, h := range x.Holds {
-			sv.Holds = append(sv.Holds, api.SecretHold{Repository: h.Repository, Machine: nameOr(names, h.Machine), Point: h.Point, Since: h.Since.UTC()})
-		}
-		for _, t := range x.History {
-			sv.History = append(sv.History, api.SecretTransition{State: string(t.State), At: t.At.UTC(), Reason: t.Reason})
-		}
-		v.Versions = append(v.Versions, sv)
-	}
-	return v
-}
-
 func (s *Server) listSecrets(ctx context.Context, req *ofMachine) (*out[[]api.Secret], error) {
 	manager, err := s.d.Manager(ctx)
 	if err != nil {
@@ -131,7 +103,7 @@ func (s *Server) listSecrets(ctx context.Context, req *ofMachine) (*out[[]api.Se
 	r := &out[[]api.Secret]{Body: []api.Secret{}}
 	for _, i := range all {
 		if id == "" || i.Labels[keymanager.LabelMachine] == id {
-			r.Body = append(r.Body, secretView(i, names))
+			r.Body = append(r.Body, show.Secret(i, names))
 		}
 	}
 	return r, nil
@@ -215,7 +187,7 @@ func (s *Server) getSecret(ctx context.Context, req *secretPath) (*out[api.Secre
 	if err != nil {
 		return nil, err
 	}
-	return &out[api.Secret]{Body: secretView(i, s.names(ctx))}, nil
+	return &out[api.Secret]{Body: show.Secret(i, s.names(ctx))}, nil
 }
 
 // secretBody is a request with a secret. It is read here and not by the
@@ -307,7 +279,7 @@ func (s *Server) addSecret(ctx context.Context, req *secretBody) (*out[api.Secre
 	case err != nil:
 		return nil, err
 	}
-	return &out[api.SecretAddResult]{Body: addView(res)}, nil
+	return &out[api.SecretAddResult]{Body: show.Added(res)}, nil
 }
 
 func (s *Server) prepareAdd(ctx context.Context, add api.SecretAdd, secret envelope.Secret) (r prove.AddRequest, deps prove.Deps, err error) {
@@ -351,20 +323,6 @@ func (s *Server) scope(ctx context.Context, c *catalog.Catalog, m catalog.Machin
 	return at.String(), err
 }
 
-func addView(res prove.AddResult) api.SecretAddResult {
-	v := api.SecretAddResult{
-		Secret: res.Version.Ref.ID, Version: res.Version.Ref.Version, State: string(res.Version.State),
-		Existing: res.Existing, Opens: []api.SecretOpens{}, Proven: res.Proven, Messages: res.Messages,
-	}
-	if v.Proven == nil {
-		v.Proven = []string{}
-	}
-	for _, o := range res.Opens {
-		v.Opens = append(v.Opens, api.SecretOpens{Point: o.Point, Disk: o.Disk, Volume: o.Volume, Protectors: o.Protectors})
-	}
-	return v
-}
-
 // change does something to the versions that ref names and shows the secret.
 func (s *Server) change(ctx context.Context, e audit.Event, ref string, fn func(keymanager.Manager, keymanager.Info, int) error) (*out[api.Secret], error) {
 	act := func() (*out[api.Secret], error) {
@@ -383,7 +341,7 @@ func (s *Server) change(ctx context.Context, e audit.Event, ref string, fn func(
 		if err != nil {
 			return nil, err
 		}
-		return &out[api.Secret]{Body: secretView(i, s.names(ctx))}, nil
+		return &out[api.Secret]{Body: show.Secret(i, s.names(ctx))}, nil
 	}
 	return audited(ctx, s, e, act)
 }
@@ -448,7 +406,7 @@ func (s *Server) destroySecret(ctx context.Context, req *refChange) (*out[api.Se
 	if err != nil {
 		return nil, err
 	}
-	return &out[api.Secret]{Body: secretView(i, s.names(ctx))}, nil
+	return &out[api.Secret]{Body: show.Secret(i, s.names(ctx))}, nil
 }
 
 // destroy finds the version; package prove destroys it, or refuses, and
@@ -522,7 +480,7 @@ func (s *Server) releaseSecret(ctx context.Context, req *refChange) (*huma.Strea
 		return nil, fmt.Errorf("release secret %s: it could not be recorded, so it is not released: %w", ref, err)
 	}
 	return &huma.StreamResponse{Body: func(c huma.Context) {
-		body := releasedJSON(ref.String(), i.Kind, secret)
+		body := show.Released(ref.String(), i.Kind, secret)
 		secret.Wipe()
 		defer clear(body)
 		c.SetHeader("Content-Type", "application/json")
@@ -541,19 +499,4 @@ func newestActive(i keymanager.Info) int {
 		}
 	}
 	return n
-}
-
-// releasedJSON is an api.Released, in memory that can be wiped: encoders keep
-// buffers of their own.
-func releasedJSON(ref, kind string, secret envelope.Secret) []byte {
-	// Neither can fail: they are strings.
-	refText, _ := json.Marshal(ref)
-	kindText, _ := json.Marshal(kind)
-	size := base64.StdEncoding.EncodedLen(secret.Len())
-	b := make([]byte, 0, len(refText)+len(kindText)+size+40)
-	b = append(append(b, `{"ref":`...), refText...)
-	b = append(append(b, `,"kind":`...), kindText...)
-	b = append(b, `,"data":"`...)
-	b = base64.StdEncoding.AppendEncode(b, secret.Expose())
-	return append(b, `"}`...)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/restore"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 	"github.com/lockstep-backup/lockstep/target"
 	"github.com/lockstep-backup/lockstep/verify"
 )
@@ -153,7 +154,7 @@ func (s *Server) warnChanges(ctx context.Context, c *catalog.Catalog, made catal
 	if i < 0 {
 		return
 	}
-	found := changesSince(all, i)
+	found := show.ChangesSince(all, i)
 	if found.Loud != "" {
 		p.Warning("%s", found.Loud)
 	}
@@ -308,7 +309,7 @@ func (s *Server) restore(ctx context.Context, c *catalog.Catalog, p catalog.Poin
 	for _, d := range done {
 		res.Disks = append(res.Disks, api.RestoredDisk{
 			ID: d.ID, Target: d.Target, SizeBytes: d.Size, WrittenBytes: d.Written, ContentRoot: d.ContentRoot,
-			UnreadRanges: rangeViews(d.Unread), Seconds: d.Seconds,
+			UnreadRanges: show.Ranges(d.Unread), Seconds: d.Seconds,
 		})
 		if len(d.Unread) > 0 {
 			out.Exit = api.ExitDamaged
@@ -383,12 +384,12 @@ func (s *Server) verify(ctx context.Context, points []catalog.Point, p *job.Repo
 	names := s.names(ctx)
 	res := &api.VerifyResult{Points: found.Points, Objects: found.Objects, ReadBytes: found.Read, Damage: []api.Damage{}}
 	for _, d := range found.Damage {
-		v := api.Damage{Object: d.Object, Machine: nameOr(names, d.Machine), Disk: d.Disk, Points: d.Points, Error: "damaged"}
+		v := api.Damage{Object: d.Object, Machine: show.Name(names, d.Machine), Disk: d.Disk, Points: d.Points, Error: "damaged"}
 		if d.Range != nil {
 			v.Range = &api.Range{Offset: d.Range.Offset, Length: d.Range.Length}
 		}
 		if d.Err != nil {
-			v.Error = oneLine(d.Err.Error())
+			v.Error = show.OneLine(d.Err.Error())
 		}
 		res.Damage = append(res.Damage, v)
 	}

@@ -316,26 +316,24 @@ func (i *initialiser) makeIdentity(context.Context) error {
 	if len(i.plan.Recipients) > 0 {
 		return nil
 	}
-	begun, err := envelope.ReadSecretFile(i.plan.KitFile, false, nil)
+	begun, err := i.readKit()
 	switch {
 	case err == nil:
 		i.identity = begun
-	case errors.Is(err, fs.ErrNotExist):
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("recovery kit: %w", err)
+	default:
 		if i.identity, _, err = envelope.GenerateIdentity(); err != nil {
 			return err
 		}
-	default:
-		return fmt.Errorf("recovery kit: %w", err)
+		if err := i.writeUnfinishedKit(); err != nil {
+			return err
+		}
 	}
-	recipients, err := envelope.RecipientsOf(i.identity)
-	if err != nil {
+	if i.config.Recipients, err = envelope.RecipientsOf(i.identity); err != nil {
 		return fmt.Errorf("recovery kit %s: %w", i.plan.KitFile, err)
 	}
-	i.config.Recipients = recipients
-	if begun.Len() > 0 {
-		return nil
-	}
-	return i.writeKit(true)
+	return nil
 }
 
 func (i *initialiser) sealer() embedded.Sealer {
@@ -516,7 +514,7 @@ func (i *initialiser) makeAudit(ctx context.Context) error {
 
 // finish writes the kit as it stays, then lockstep.json, and tells.
 func (i *initialiser) finish(context.Context) error {
-	if err := i.writeKit(false); err != nil {
+	if err := i.writeKit(); err != nil {
 		return err
 	}
 	if err := i.config.write(i.dir.config()); err != nil {
