@@ -138,6 +138,20 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 	return err
 }
 
+// CheckHeader checks both copies of a header that a manifest refers to; Header
+// is content with one.
+func (r *Repository) CheckHeader(ctx context.Context, mid, hid string) error {
+	var bad []error
+	for _, key := range format.HeaderKeys(mid, hid) {
+		err := r.CheckObject(ctx, key)
+		if errors.Is(err, ErrNotFound) {
+			err = &DamageError{Object: key, Machine: mid, Err: err}
+		}
+		bad = append(bad, err)
+	}
+	return errors.Join(bad...)
+}
+
 // checkTwin checks both copies of an object that is kept twice.
 func (r *Repository) checkTwin(ctx context.Context, key string) error {
 	first, err := store.GetAll(ctx, r.st, key, store.MaxSmallObject)

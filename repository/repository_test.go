@@ -398,7 +398,7 @@ func TestResume(t *testing.T) {
 	d.bad = nil
 	f.repo = f.open(t)
 	p, m := f.backup(t, d, repository.BeginOptions{})
-	if m.Disks[0].Stats.Reused < 64<<20 {
+	if m.Disks[0].Stats.Reused < 150<<20 {
 		t.Errorf("%d bytes of the interrupted attempt were used", m.Disks[0].Stats.Reused)
 	}
 	if !bytes.Equal(content(t, f.open(t), p), d.p) {

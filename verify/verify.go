@@ -167,10 +167,8 @@ func (v *verifier) points(ctx context.Context, points []repository.Point) error 
 		}
 		for _, d := range m.Disks {
 			for _, h := range d.Headers {
-				if _, err := r.Header(ctx, m.Machine, h.ID); err != nil {
-					if err := v.found(err, p.ID); err != nil {
-						return err
-					}
+				if err := v.found(r.CheckHeader(ctx, m.Machine, h.ID), p.ID); err != nil {
+					return err
 				}
 			}
 			if err := v.disk(ctx, p, d, last); err != nil {
