@@ -19,7 +19,8 @@ this file and a copy of the repository has everything. So:
 
   - print it, or copy it to a medium that goes into a safe;
   - keep it apart from the repository and from the machine that makes backups;
-  - try it once a year:  lockstep-recover verify, as below;
+  - try it once a year, before it is needed:
+      lockstep-recover verify --repository REPOSITORY --identity THIS-FILE
   - then remove every other copy.`
 	if k.Identity.Len() == 0 {
 		identity = `It holds no private key: the recovery identity is your own, which belongs to

@@ -33,7 +33,7 @@ func environment() cli.Env {
 	return cli.Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
 		Version: programVersion(),
-		Connect: connect, Init: initialise, Serve: serve, Demo: nil,
+		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo,
 	}
 }
 
