@@ -246,10 +246,15 @@ A target that holds something is refused without --force.`,
 			return a.withClient(ctx, func(c *api.Client) error {
 				j, err := a.runJob(ctx, c, "restore", "the targets are not complete; write them again with --force",
 					func() (api.Job, error) { return c.Restore(ctx, r) })
-				if j.Restore != nil {
-					a.emit(j.Restore, func(w io.Writer) { a.printRestored(w, *j.Restore) })
-				} else if err == nil {
+				switch {
+				case err != nil && j.Restore != nil:
+					for _, d := range j.Restore.Disks {
+						a.warnf("disk %s is complete: %s", d.ID, d.Target)
+					}
+				case err == nil && j.Restore == nil:
 					err = errors.New("restore: the job ended without a result")
+				case err == nil:
+					a.emit(j.Restore, func(w io.Writer) { a.printRestored(w, *j.Restore) })
 				}
 				return err
 			})

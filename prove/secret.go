@@ -90,15 +90,16 @@ func AddSecret(ctx context.Context, d Deps, req AddRequest) (AddResult, error) {
 	d = d.withDefaults()
 	a := adder{Deps: d, req: req}
 	res, err := a.add(ctx)
+	name := cmp.Or(a.machine.Name, req.Machine)
 	detail := map[string]string{"kind": string(req.Kind), "volume": req.Volume}
 	switch {
 	case err == nil:
 		detail["secret"] = res.Version.Ref.String()
-		d.audit(ctx, "secret.add", req.Machine, audit.Done, "", detail)
+		d.audit(ctx, "secret.add", name, audit.Done, "", detail)
 	case errors.Is(err, diskcrypt.ErrWrongSecret):
-		d.audit(ctx, "secret.add", req.Machine, audit.Refused, "it opens nothing", detail)
+		d.audit(ctx, "secret.add", name, audit.Refused, "it opens nothing", detail)
 	default:
-		d.audit(ctx, "secret.add", req.Machine, audit.Failed, "", detail)
+		d.audit(ctx, "secret.add", name, audit.Failed, "", detail)
 	}
 	return res, err
 }
@@ -178,7 +179,7 @@ func (a *adder) findHeaders(ctx context.Context) (closeAll func(), err error) {
 		}
 		if err != nil {
 			a.Log.Warn("open live disks", "machine", a.machine.Name, "error", err)
-			a.res.Messages = append(a.res.Messages, "the disks as they are now cannot be read")
+			a.stopped = append(a.stopped, fmt.Sprintf("the disks as they are now: %v", err))
 		}
 		for _, l := range disks {
 			if err := a.liveHeaders(ctx, l, newest); err != nil {
@@ -186,7 +187,7 @@ func (a *adder) findHeaders(ctx context.Context) (closeAll func(), err error) {
 					return closeAll, ctx.Err()
 				}
 				a.Log.Warn("inspect live disk", "disk", l.ID, "error", err)
-				a.res.Messages = append(a.res.Messages, fmt.Sprintf("disk %s as it is now cannot be read", l.ID))
+				a.stopped = append(a.stopped, fmt.Sprintf("disk %s as it is now cannot be read", l.ID))
 			}
 		}
 	}

@@ -89,7 +89,7 @@ func (a *app) openCheck(ctx context.Context, r *rescue.Rescue, p *rescue.Point) 
 				if d.Header != "" {
 					from = ", header from " + strings.TrimPrefix(d.Header, "the ")
 				}
-				_, _ = fmt.Fprintf(w, "%s\n", clean(fmt.Sprintf("%s opens: %s with %s %s, %s; holds %s%s", name, d.Type, d.Kind, short(d.Secret), d.Protector, d.Class, from)))
+				_, _ = fmt.Fprintf(w, "%s\n", clean(fmt.Sprintf("%s opens: %s with %s %s, %s; %s%s", name, d.Type, d.Kind, short(d.Secret), d.Protector, inside(d.Class), from)))
 			case d.Access == string(rescue.NotNeeded), d.Access == string(rescue.SelfOpening):
 				_, _ = fmt.Fprintf(w, "%s\n", clean(fmt.Sprintf("%s: %s", name, accessText(openings[i].Volume))))
 			default:

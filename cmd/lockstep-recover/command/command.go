@@ -471,7 +471,14 @@ func (a *app) withPoint(ctx context.Context, name string, fn func(r *rescue.Resc
 		if p.Manifest == nil {
 			return fmt.Errorf("recovery point %s: %w", p.ID, errors.Join(p.Problems...))
 		}
-		for _, e := range p.Problems {
+		// Where the machine's log is damaged, the newest that is listed need not be the newest there was.
+		problems := slices.Clone(p.Problems)
+		for _, m := range ms {
+			if m.ID == p.Machine {
+				problems = append(problems, m.Problems...)
+			}
+		}
+		for _, e := range problems {
 			a.warnf("warning: %s", e)
 			if errors.Is(e, repository.ErrDamaged) {
 				a.note(api.ExitDamaged)

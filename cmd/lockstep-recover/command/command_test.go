@@ -291,7 +291,7 @@ func TestRecover(t *testing.T) {
 	before := tree(t, f.repo)
 	status, out, errs := f.run(t, "list")
 	want(t, status, 0, out, errs)
-	contains(t, out, "web01", f.old.ID[:12], f.new.ID[:12], "vda/p2 luks2", "ready: passphrase secret-of-web01@1", "held ext2", "locked: there is no key package")
+	contains(t, out, "web01", f.old.ID[:12], f.new.ID[:12], "vda/p2 luks2", "ready: passphrase secret-of-web01@1", "ext2 inside", "locked: there is no key package")
 
 	status, out, errs = f.run(t, "list", "-o", "json")
 	want(t, status, 0, out, errs)
@@ -318,7 +318,7 @@ func TestRecover(t *testing.T) {
 
 	status, out, errs = f.run(t, "open-check", f.old.ID[:12])
 	want(t, status, 0, out, errs)
-	contains(t, out, "vda/p2 opens: luks2 with passphrase secret-of-web01@1, slot-0; holds ext2")
+	contains(t, out, "vda/p2 opens: luks2 with passphrase secret-of-web01@1, slot-0; ext2 inside")
 	status, out, errs = f.run(t, "open-check", "web01@latest")
 	want(t, status, api.ExitNotProven, out, errs)
 	contains(t, out, "DOES NOT OPEN")
@@ -571,6 +571,22 @@ func TestDamagedManifest(t *testing.T) {
 	want(t, status, api.ExitDamaged, out, errs)
 	status, out, errs = f.run(t, "restore", f.old.ID, "--disk", "vda="+filepath.Join(f.dir, "b"))
 	want(t, status, 0, out, errs)
+}
+
+// A log entry that cannot be read may have been the newest recovery point.
+func TestDamagedLog(t *testing.T) {
+	f := newFixture(t)
+	entries := f.objects(t, "log")
+	newest := entries[len(entries)-1]
+	b, err := os.ReadFile(newest)
+	check(t, err)
+	b[len(b)/2] ^= 1
+	check(t, os.Chmod(newest, 0o600))
+	check(t, os.WriteFile(newest, b, 0o600))
+	status, out, errs := f.run(t, "open-check", "web01@latest")
+	want(t, status, api.ExitDamaged, out, errs)
+	contains(t, out, "vda/p2 opens")
+	contains(t, errs, "warning: ")
 }
 
 func TestUsage(t *testing.T) {

@@ -192,7 +192,7 @@ func accessText(v rescue.Volume) string {
 		class := ""
 		for _, p := range v.Proofs {
 			if p.Secret == v.Keys[i].Secret {
-				class = fmt.Sprintf("; proven %s, held %s", p.Time.UTC().Format(time.DateOnly), p.Class)
+				class = fmt.Sprintf("; proven %s, %s", p.Time.UTC().Format(time.DateOnly), inside(p.Class))
 			}
 		}
 		return fmt.Sprintf("%s: %s%s", text, strings.Join(secrets, ", "), class)
@@ -242,4 +242,12 @@ func (a *app) versionCommand() *cobra.Command {
 			a.emit(map[string]string{"version": a.env.Version}, func(w io.Writer) { _, _ = fmt.Fprintln(w, a.env.Version) })
 		},
 	}
+}
+
+// inside says what was recognised behind the encryption.
+func inside(class string) string {
+	if class == "" || class == "none" {
+		return "nothing recognised inside"
+	}
+	return class + " inside"
 }
