@@ -346,31 +346,63 @@ func (s *Server) change(ctx context.Context, e audit.Event, ref string, fn func(
 	return audited(ctx, s, e, act)
 }
 
-// disableSecret sends versions to the archive: they open what they opened.
+// disableSecret has the key manager give versions to nobody.
 func (s *Server) disableSecret(ctx context.Context, req *refChange) (*out[api.Secret], error) {
-	return s.setStates(ctx, req, "secret.disable", keymanager.Deactivated, keymanager.Active)
+	return s.setStates(ctx, req, "secret.disable", keymanager.Disabled, func(m keymanager.Manager, v keymanager.Version) (bool, error) {
+		switch v.State {
+		case keymanager.Deactivated:
+			// From the archive it is reached by way of active alone.
+			if err := m.SetState(ctx, v.Ref, keymanager.Active, fromArchive); err != nil {
+				return false, err
+			}
+		case keymanager.Active:
+		default:
+			return false, nil
+		}
+		return true, m.SetState(ctx, v.Ref, keymanager.Disabled, req.Body.Reason)
+	})
 }
+
+// fromArchive is the reason of the step between archive and disabled; enabling
+// goes back by it.
+const fromArchive = "to be disabled: from the archive"
 
 func (s *Server) enableSecret(ctx context.Context, req *refChange) (*out[api.Secret], error) {
-	return s.setStates(ctx, req, "secret.enable", keymanager.Active, keymanager.Deactivated, keymanager.Disabled)
+	return s.setStates(ctx, req, "secret.enable", keymanager.Active, func(m keymanager.Manager, v keymanager.Version) (bool, error) {
+		to := keymanager.Active
+		switch n := len(v.History); {
+		case v.State == keymanager.Disabled && n > 1 && v.History[n-2].Reason == fromArchive:
+			to = keymanager.Deactivated
+		case v.State == keymanager.Disabled, v.State == keymanager.Deactivated:
+		default:
+			return false, nil
+		}
+		return true, m.SetState(ctx, v.Ref, to, req.Body.Reason)
+	})
 }
 
-// setStates changes the version named, or of the secret all that are in one of
-// the states from.
-func (s *Server) setStates(ctx context.Context, req *refChange, action string, to keymanager.State, from ...keymanager.State) (*out[api.Secret], error) {
+// setStates changes the version named, or of the secret all for which change
+// says that it applies.
+func (s *Server) setStates(ctx context.Context, req *refChange, action string, to keymanager.State, change func(keymanager.Manager, keymanager.Version) (bool, error)) (*out[api.Secret], error) {
 	e := audit.Event{Action: action, Object: req.Ref, Reason: req.Body.Reason}
 	return s.change(ctx, e, req.Ref, func(m keymanager.Manager, i keymanager.Info, version int) error {
-		changed := false
+		any := false
 		for _, v := range i.Versions {
-			if version != 0 && v.Ref.Version != version || version == 0 && !slices.Contains(from, v.State) {
+			// Of a whole secret, the archive stays where it is.
+			if version != 0 && v.Ref.Version != version || version == 0 && v.State == keymanager.Deactivated {
 				continue
 			}
-			changed = true
-			if err := m.SetState(ctx, v.Ref, to, req.Body.Reason); err != nil {
+			if v.State == to { // asked again, it is there already
+				any = true
+				continue
+			}
+			changed, err := change(m, v)
+			if err != nil {
 				return err
 			}
+			any = any || changed
 		}
-		if !changed {
+		if !any {
 			return refused("%s: no version of %s can become %s", strings.ReplaceAll(action, ".", " "), i.ID, to)
 		}
 		return nil

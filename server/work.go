@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
@@ -285,7 +286,7 @@ func (s *Server) restore(ctx context.Context, c *catalog.Catalog, p catalog.Poin
 	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: preflight(v, r.Targets), Disks: []api.RestoredDisk{}}
 	for _, k := range res.Keys {
 		if len(k.Opens) > 0 {
-			rep.Message("%s/%s: opened by %v (%s)", k.Disk, k.Volume, k.Opens, k.State)
+			rep.Message("%s/%s: opened by %s (%s)", k.Disk, k.Volume, strings.Join(k.Opens, ", "), k.State)
 		} else {
 			rep.Warning("%s/%s: no secret in custody is proven to open it (%s)", k.Disk, k.Volume, k.State)
 		}
