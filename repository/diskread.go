@@ -313,6 +313,9 @@ func (d *DiskReader) locate(err error, off, length int64) error {
 // NextData returns the next range at or behind off, in whole blocks, that is
 // not zeroes. io.EOF when nothing follows.
 func (d *DiskReader) NextData(off int64) (disk.Range, error) {
+	if off >= d.disk.Size { // inside the last block it may still be
+		return disk.Range{}, io.EOF
+	}
 	start := max(off, 0) / format.BlockSize
 	for b := start; b < d.blocks; {
 		index := b / format.LeafBlocks

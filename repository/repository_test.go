@@ -326,7 +326,16 @@ func TestHoles(t *testing.T) {
 	if g, err := r.NextData(0); err != nil || g.Offset != 150<<20 || g.Length != 65536 {
 		t.Errorf("next data %v %v", g, err)
 	}
-	if _, err := r.NextData(151 << 20); !errors.Is(err, io.EOF) {
+	d.skip = nil
+	copy(d.p[len(d.p)-5:], "tail!") // of a block that the disk's end cuts
+	_, m = f.backup(t, d, repository.BeginOptions{})
+	if r, err = f.repo.OpenDisk(t.Context(), f.machine.ID, m.Disks[0]); err != nil {
+		t.Fatal(err)
+	}
+	if g, err := r.NextData(151 << 20); err != nil || g.Offset != 200<<20 || g.Length != 5 {
+		t.Errorf("the tail is %v %v", g, err)
+	}
+	if _, err := r.NextData(r.Size()); !errors.Is(err, io.EOF) {
 		t.Errorf("behind the data: %v", err)
 	}
 }
