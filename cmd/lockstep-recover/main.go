@@ -1,6 +1,6 @@
-// Lockstep-recover restores machines with nothing left but a repository and
-// the recovery kit. It needs no server, no catalog and no key manager, and it
-// never writes to the repository.
+// Command lockstep-recover restores machines with nothing left but a repository
+// and the recovery kit. It needs no server, no catalog and no key manager, and
+// it never writes to the repository.
 package main
 
 import (

@@ -573,6 +573,87 @@ func TestDamagedManifest(t *testing.T) {
 	want(t, status, 0, out, errs)
 }
 
+// A header that is not on its disk is read from its copies, or its package.
+func TestDetachedHeader(t *testing.T) {
+	f := newFixture(t)
+	header, data := make(memory, 2<<20), make(memory, 1<<20)
+	vol, err := luksformat.Format(header, header.Size(), luksformat.Options{KeyslotsSize: 258048, DataOffset: -1})
+	check(t, err)
+	defer vol.Close()
+	_, err = vol.AddKey(ctx, envelope.NewSecret([]byte(oldPassphrase)), luksformat.KDF{})
+	check(t, err)
+	payload, err := vol.Payload(data, data.Size())
+	check(t, err)
+	_, err = payload.WriteAt([]byte("plaintext"), 0)
+	check(t, err)
+
+	w, err := f.repository.Begin(ctx, f.machine.ID, repository.BeginOptions{})
+	check(t, err)
+	d, err := w.WriteDisk(ctx, repository.DiskInput{ID: "vdb", Source: data})
+	check(t, err)
+	check(t, w.FinishMaps())
+	report, err := diskcrypt.Find(ctx, data, data.Size(), diskcrypt.FindOptions{
+		Formats:  []diskcrypt.Format{luks.Format{}},
+		Detached: map[string]diskcrypt.Header{diskcrypt.WholeDisk: {R: header, Size: header.Size()}},
+	})
+	check(t, err)
+	v := report.Volumes[0]
+	id, err := f.repository.PutHeader(ctx, f.machine.ID, v.HeaderEssential, header.Size(), header)
+	check(t, err)
+	d.Headers = []repository.HeaderRef{{Volume: v.ID, ID: id}}
+	d.Inspection, err = json.Marshal(report)
+	check(t, err)
+	p, err := w.Commit(ctx, &repository.Manifest{Time: time.Now().UTC(), Disks: []repository.Disk{d}})
+	check(t, err)
+
+	put := func(point, kind string, raw []byte, err error) {
+		t.Helper()
+		check(t, err)
+		_, err = f.repository.PutSidecar(ctx, f.machine.ID, point, kind, raw)
+		check(t, err)
+	}
+	raw, err := custody.SealKeyPackage(custody.KeyCover{
+		Repository: f.id, Machine: f.machine.ID, Point: p.ID, Disks: map[string]string{"vdb": d.ContentRoot},
+		Secrets:    []custody.PackageSecret{{Disk: "vdb", Volume: v.ID, Kind: diskcrypt.KindPassphrase, Secret: keymanager.Ref{ID: "secret-of-vdb", Version: 3}}},
+		Recipients: []string{f.recipient}, Time: time.Now(), Software: "test",
+	}, []envelope.Secret{envelope.NewSecret([]byte(oldPassphrase))}, f.prover)
+	put(p.ID, repository.SidecarKeyPackage, raw, err)
+	var stored []byte
+	for _, r := range v.HeaderEssential {
+		stored = append(stored, header[r.Offset:r.End()]...)
+	}
+	raw, err = custody.SealHeaderPackage(custody.HeaderCover{
+		Repository: f.id, Machine: f.machine.ID, HeaderDigest: v.HeaderDigest, Type: v.Type, Detached: true, Size: header.Size(),
+		Ranges: v.HeaderEssential, Recipients: []string{f.recipient}, Time: time.Now(), Software: "test",
+	}, stored, f.prover)
+	put(repository.MachineSidecars, repository.SidecarHeaderPackage, raw, err)
+
+	opens := func(from string) {
+		t.Helper()
+		status, out, errs := f.run(t, "open-check", p.ID)
+		want(t, status, 0, out, errs)
+		contains(t, out, "vdb/disk opens", from)
+	}
+	status, out, errs := f.run(t, "list")
+	want(t, status, 0, out, errs)
+	contains(t, out, "untested: passphrase secret-of-vdb@3")
+	opens("header copy")
+	check(t, os.RemoveAll(filepath.Join(f.repo, "headers-a")))
+	check(t, os.RemoveAll(filepath.Join(f.repo, "headers-b")))
+	opens("header package")
+	file := filepath.Join(f.dir, "detached")
+	status, out, errs = f.run(t, "header", p.ID+"/vdb/disk", "--to", file)
+	want(t, status, 0, out, errs)
+	got, err := inspectFile(file)
+	check(t, err)
+	if got.HeaderDigest != v.HeaderDigest {
+		t.Error("the exported header differs")
+	}
+	status, out, errs = f.run(t, "secrets", p.ID, "--to", filepath.Join(f.dir, "secrets"))
+	want(t, status, 0, out, errs)
+	contains(t, out, "--header HEADER", "lockstep-recover header")
+}
+
 // A log entry that cannot be read may have been the newest recovery point.
 func TestDamagedLog(t *testing.T) {
 	f := newFixture(t)
