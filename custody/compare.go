@@ -50,6 +50,9 @@ type Change struct {
 }
 
 func (c Change) String() string {
+	if strings.HasPrefix(c.Text, string(c.Kind)) {
+		return fmt.Sprintf("%s/%s: %s", c.Disk, c.Volume, c.Text)
+	}
 	return fmt.Sprintf("%s/%s: %s: %s", c.Disk, c.Volume, c.Kind, c.Text)
 }
 

@@ -164,11 +164,14 @@ func (r *Runner) run(ctx context.Context, e *execution, release func(), fn func(
 	done := e.next(Event{Time: j.Ended, Kind: KindDone, Message: message})
 	// First the store, then the keys, then who waits: whoever saw the end can
 	// look it up, and start the same again.
-	if err := r.saveEvent(after, j.ID, done); err != nil {
-		r.o.Log.Error("record end of job", "job", j.ID, "err", err)
-	}
+	lost := r.saveEvent(after, j.ID, done)
 	if err := r.save(after, j); err != nil {
 		r.o.Log.Error("record end of job", "job", j.ID, "err", err)
+	} else if lost != nil {
+		// The store may be another than at the start: the job made it anew.
+		if err := r.saveEvent(after, j.ID, done); err != nil {
+			r.o.Log.Error("record end of job", "job", j.ID, "err", err)
+		}
 	}
 	release()
 	e.end(j, done)
