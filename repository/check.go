@@ -44,7 +44,7 @@ func checkChunks(ctx context.Context, st store.Store, key string) error {
 	if err != nil {
 		return err
 	}
-	p := make([]byte, format.CRCChunk)
+	p := make([]byte, min(format.CRCChunk, f.DataEnd))
 	for i, want := range f.CRCs {
 		off := int64(i) * format.CRCChunk
 		p = p[:min(format.CRCChunk, f.DataEnd-off)]
