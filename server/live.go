@@ -99,11 +99,14 @@ func (s *Server) openSource(ctx context.Context, spec string, o source.Options) 
 }
 
 func (s *Server) openTarget(ctx context.Context, spec string, size int64, o target.Options) (target.Disk, error) {
-	spec, err := s.allowed(spec, s.d.AllowTargets, "target", "--allow-target")
+	allowed, err := s.allowed(spec, s.d.AllowTargets, "target", "--allow-target")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open target %s: %w: its folder does not exist", spec, target.ErrNotNamed)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return s.d.OpenTarget(ctx, spec, size, o)
+	return s.d.OpenTarget(ctx, allowed, size, o)
 }
 
 // allowed checks that a path lies in one of the folders, with symbolic links

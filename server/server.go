@@ -179,7 +179,8 @@ func route[I, O any](s *Server, id, method, path, summary string, fn func(contex
 		if err != nil {
 			p := problemOf(err)
 			if p.Status >= http.StatusInternalServerError {
-				s.d.Log.Error("request failed", "operation", id, "error", p.Detail)
+				// Who asked is told; this is for who reads the server's log.
+				s.d.Log.Info("request failed", "operation", id, "error", p.Detail)
 			}
 			return nil, p
 		}
@@ -226,10 +227,17 @@ func (j jobStore) JobDocs(ctx context.Context, states []string, limit int) ([][]
 }
 
 func (j jobStore) PutJobEvent(ctx context.Context, id string, n int, at time.Time, doc []byte) error {
-	if c := j.jobs(ctx); c != nil {
-		return c.PutJobEvent(ctx, id, n, at, doc)
+	c := j.jobs(ctx)
+	if c == nil {
+		return nil
 	}
-	return nil
+	err := c.PutJobEvent(ctx, id, n, at, doc)
+	if errors.Is(err, catalog.ErrNotFound) {
+		// The job began before the catalog was made anew; who follows it has its
+		// events from memory.
+		return nil
+	}
+	return err
 }
 
 func (j jobStore) JobEventDocs(ctx context.Context, id string, after, limit int) ([][]byte, error) {

@@ -61,6 +61,7 @@ type initialiser struct {
 	again   bool // an interrupted init goes on
 
 	config   config
+	before   func(step int)  // for tests, may be nil
 	identity envelope.Secret // recovery identity, empty where recipients were given
 	host     envelope.Secret
 	result   cli.InitResult
@@ -69,6 +70,7 @@ type initialiser struct {
 func (i *initialiser) run(ctx context.Context) error {
 	defer func() { i.identity.Wipe(); i.host.Wipe() }()
 	if _, err := os.Lstat(i.dir.config()); err == nil {
+		_ = os.Remove(i.dir.pending()) // left by an init that was killed when all was done
 		return taken(fmt.Sprintf("init: %s is a Lockstep data directory already", i.dir), "--data DIR or LOCKSTEP_DATA names another")
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -84,9 +86,12 @@ func (i *initialiser) run(ctx context.Context) error {
 	if err := i.decide(); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{
+	for n, step := range []func(context.Context) error{
 		i.makeKeys, i.makeIdentity, i.makeKeyManager, i.makeRepository, i.makeCatalog, i.makeAudit, i.finish,
 	} {
+		if i.before != nil {
+			i.before(n)
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
