@@ -31,7 +31,10 @@ type HeldError struct {
 }
 
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("destroy secret %s: held by %d recovery points", e.Ref, len(e.Holds))
+	if len(e.Holds) == 1 {
+		return "held by 1 recovery point"
+	}
+	return fmt.Sprintf("held by %d recovery points", len(e.Holds))
 }
 
 // TransitionError refuses a change of state that CheckTransition does not know.

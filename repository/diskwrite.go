@@ -494,7 +494,7 @@ func (u *unitWorker) storePlan(ctx context.Context, index int64, leaf *format.Le
 	plan := u.plan[:0]
 	for _, pl := range u.plan {
 		b := &leaf[pl.block]
-		if e, ok := u.resume.find(ctx, u.diskID(), index*format.LeafBlocks+int64(pl.block), pl.mask, b.Digest); ok {
+		if e, ok := u.resume.Extent(ctx, u.diskID(), index*format.LeafBlocks+int64(pl.block), pl.mask, b.Digest); ok {
 			b.Extents = append(b.Extents, e)
 			count.Reused += int64(format.Pages(pl.mask)) * format.PageSize
 			continue

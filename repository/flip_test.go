@@ -130,8 +130,8 @@ func (s *sample) stages(tb testing.TB) (stages []stage, reads []map[string]bool)
 		}
 		for _, d := range m.Disks {
 			want := s.images[imageKey(p.ID, d.ID)]
-			add("content", func(r *repository.Repository) ([]byte, error) { return readDisk(r, m, d) })
-			if got, err := readDisk(s.repo, m, d); err != nil || !bytes.Equal(got, want) {
+			add("content", func(r *repository.Repository) ([]byte, error) { return readData(r, m, d) })
+			if got, err := scanDisk(s.repo, m, d); err != nil || !bytes.Equal(got, want) {
 				tb.Fatal("the sample is not what was backed up", err)
 			}
 			for _, h := range d.Headers {
@@ -151,6 +151,32 @@ func (s *sample) stages(tb testing.TB) (stages []stage, reads []map[string]bool)
 		return text(r.Sidecars(ctx, s.machine.ID, repository.MachineSidecars))
 	})
 	return stages, reads
+}
+
+// readData reads a disk's ranges of data, each behind its place: cheaper than
+// all of it, and as good for comparing.
+func readData(r *repository.Repository, m *repository.Manifest, d repository.Disk) (out []byte, err error) {
+	rd, err := r.OpenDisk(ctxBackground, m.Machine, d)
+	if err != nil {
+		return nil, err
+	}
+	defer rd.Close()
+	for at := int64(0); ; {
+		g, err := rd.NextData(at)
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = fmt.Appendf(out, "%d+%d:", g.Offset, g.Length)
+		n := len(out)
+		out = append(out, make([]byte, g.Length)...)
+		if k, err := rd.ReadAt(out[n:], g.Offset); k != int(g.Length) {
+			return nil, err
+		}
+		at = g.End()
+	}
 }
 
 // readers puts one variant of an object before every stage that reads it:
@@ -220,8 +246,8 @@ func TestEveryFlippedBit(t *testing.T) {
 				switch strings.TrimPrefix(kind, "copies/") {
 				case "seg":
 					// Headers are mostly zeroes under one checksum, extents under one tag.
-					if step = 97; segments == 0 {
-						step = 13
+					if step = 197; segments == 0 {
+						step = 61
 					}
 					segments++
 				case "config", "keys", "trust", "machines":

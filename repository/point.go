@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"sync"
 
 	"github.com/lockstep-backup/lockstep/disk"
-	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
-	"github.com/lockstep-backup/lockstep/repository/internal/segment"
+	"github.com/lockstep-backup/lockstep/repository/internal/resume"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -36,7 +34,7 @@ type PointWriter struct {
 	seen   int
 	parent *Manifest
 	maps   *blockmap.Writer
-	resume *leftovers
+	resume *resume.Leftovers
 	id     string
 }
 
@@ -86,7 +84,7 @@ func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*Po
 		}
 	}
 	w.maps = blockmap.NewWriter(ctx, r.st, m.Keys, w.entry)
-	if w.resume, err = findLeftovers(ctx, r, m, w.entry); err != nil {
+	if w.resume, err = resume.Find(ctx, r.st, m.Keys, w.entry, r.log); err != nil {
 		return nil, err
 	}
 	return w, nil
@@ -255,122 +253,6 @@ func (w *PointWriter) recheck(ctx context.Context, parent string) error {
 
 // Abort drops what is not durable yet; durable segments serve the next attempt.
 func (w *PointWriter) Abort() { w.maps.Abort() }
-
-// leftovers finds what an interrupted attempt at the same log entry stored.
-// Of each segment it keeps which blocks it may hold; tables of contents come
-// when wanted and are kept in a bounded cache.
-type leftovers struct {
-	r    *Repository
-	m    *machine
-	mu   sync.Mutex
-	segs []leftover
-	near map[leftoverKey][]int // segments by disk and block / leftoverSpan
-	hot  []*leftoverTOC        // most recent last
-}
-
-type leftover struct {
-	name format.Name
-	key  string
-}
-
-type leftoverTOC struct {
-	seg int
-	by  map[leftoverKey][]format.TOCExtent
-}
-
-type leftoverKey struct {
-	disk  string
-	block int64
-}
-
-const (
-	maxLeftovers = 1 << 14 // segments looked at: 1 TiB
-	leftoverSpan = 1 << 9  // blocks: 32 MiB
-	maxHotTOCs   = 16
-)
-
-func findLeftovers(ctx context.Context, r *Repository, m *machine, entry int64) (*leftovers, error) {
-	l := &leftovers{r: r, m: m}
-	prefix := format.AttemptPrefix(m.Machine.ID, entry)
-	err := r.st.List(ctx, prefix, func(i store.Info) error {
-		name, err := format.ParseName(format.NewName(entry, 0).String()[:8] + i.Key[len(prefix):])
-		if err == nil && len(l.segs) < maxLeftovers {
-			l.segs = append(l.segs, leftover{name: name, key: i.Key})
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("look for an interrupted attempt: %w", err)
-	}
-	return l, nil
-}
-
-// index reads every table of contents once. l.mu is held.
-func (l *leftovers) index(ctx context.Context) {
-	l.near = map[leftoverKey][]int{}
-	for i := range l.segs {
-		t := l.load(ctx, i)
-		if t == nil {
-			continue
-		}
-		for k := range t.by {
-			k.block /= leftoverSpan
-			if at := l.near[k]; len(at) == 0 || at[len(at)-1] != i {
-				l.near[k] = append(at, i)
-			}
-		}
-	}
-}
-
-// load gives a segment's table of contents, nil where it cannot be read.
-func (l *leftovers) load(ctx context.Context, i int) *leftoverTOC {
-	for k, t := range l.hot {
-		if t.seg == i {
-			l.hot = append(append(l.hot[:k:k], l.hot[k+1:]...), t)
-			return t
-		}
-	}
-	s := &l.segs[i]
-	toc, err := segment.ReadTOC(ctx, l.r.st, l.m.Keys, s.key)
-	if err != nil {
-		l.r.log.Warn("segment of an interrupted attempt is not used", "object", s.key, "error", err)
-		return nil
-	}
-	t := &leftoverTOC{seg: i, by: map[leftoverKey][]format.TOCExtent{}}
-	for _, e := range toc.Extents {
-		k := leftoverKey{toc.Disks[e.Disk], e.Block}
-		t.by[k] = append(t.by[k], e)
-	}
-	if len(l.hot) >= maxHotTOCs {
-		l.hot = l.hot[1:]
-	}
-	l.hot = append(l.hot, t)
-	return t
-}
-
-// find looks for an extent of exactly these pages and content.
-func (l *leftovers) find(ctx context.Context, diskID string, block int64, mask uint16, digest format.Digest) (format.Extent, bool) {
-	if len(l.segs) == 0 {
-		return format.Extent{}, false
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.near == nil {
-		l.index(ctx)
-	}
-	for _, i := range l.near[leftoverKey{diskID, block / leftoverSpan}] {
-		t := l.load(ctx, i)
-		if t == nil {
-			continue
-		}
-		for _, e := range t.by[leftoverKey{diskID, block}] {
-			if e.Mask == mask && e.Digest == [16]byte(digest[:16]) {
-				return format.Extent{Segment: l.segs[i].name, Position: e.Position, Stored: e.Mask, Live: e.Mask, Tag: e.Tag}, true
-			}
-		}
-	}
-	return format.Extent{}, false
-}
 
 // workers is how many units are in flight: some read or write while others compute.
 func workers() int { return min(max(2*runtime.GOMAXPROCS(0), 4), 16) }

@@ -253,7 +253,6 @@ func (d *demo) rotate(ctx context.Context) error {
 	if _, err := d.lockstep(ctx, api.ExitNotProven, "backup", "web01"); err != nil {
 		return err
 	}
-	d.say("Other programs would have reported success for years.")
 	d.chapter("The new passphrase goes into custody, as a second version")
 	if _, err := d.lockstep(ctx, 0, "secret", "add", "web01", "--kind", "passphrase", "--file", d.path("spring.passphrase")); err != nil {
 		return err
