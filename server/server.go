@@ -116,7 +116,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
 
-// recoverJobs marks what a killed process left running as failed.
+// jobsKept is how long jobs that ended are remembered.
+const jobsKept = 90 * 24 * time.Hour
+
+// recoverJobs marks what a killed process left running as failed, and forgets
+// jobs that ended long ago: the audit log has what matters of them.
 func (s *Server) recoverJobs(ctx context.Context) {
 	n, err := s.jobs.Recover(context.WithoutCancel(ctx))
 	if err != nil {
@@ -124,6 +128,11 @@ func (s *Server) recoverJobs(ctx context.Context) {
 	}
 	if n > 0 {
 		s.d.Log.Info("jobs of processes that died are marked as failed", "jobs", n)
+	}
+	if c, err := s.d.Catalog(ctx); err == nil {
+		if err := c.Jobs.TrimJobs(context.WithoutCancel(ctx), s.d.Now().Add(-jobsKept)); err != nil {
+			s.d.Log.Warn("old jobs could not be forgotten", "error", err)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/catalog"
@@ -189,8 +190,28 @@ func (e *engine) openRepository(ctx context.Context) (*repository.Repository, er
 			return nil, errors.Join(err, st.Close())
 		}
 		e.store, e.writer = st, &writer
+		e.tidy(ctx, st)
 		return repo, nil
 	})
+}
+
+// leftovers is how old a temporary file must be to be nobody's any more.
+const leftovers = 24 * time.Hour
+
+// tidy removes what killed writers left in the store. That it cannot is no
+// reason for not going on.
+func (e *engine) tidy(ctx context.Context, st store.Store) {
+	c, ok := st.(interface {
+		CleanTemp(ctx context.Context, age time.Duration) (int, error)
+	})
+	if !ok {
+		return
+	}
+	if n, err := c.CleanTemp(ctx, leftovers); err != nil {
+		e.log.Warn("temporary files could not be removed from the repository", "error", err)
+	} else if n > 0 {
+		e.log.Info("temporary files of killed writers are removed from the repository", "files", n)
+	}
 }
 
 // unlock opens the repository with the host's identity, so that a backup needs

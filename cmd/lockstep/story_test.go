@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"io/fs"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/diskcrypt/luks/luksformat"
 	"github.com/lockstep-backup/lockstep/internal/judge"
 )
 
@@ -270,5 +272,92 @@ func TestCatalogIsLostAndRebuilt(t *testing.T) {
 	}
 	if after := w.ok("", "-o", "json", "secret", "show", "web01"); after != held {
 		t.Errorf("the secret is another:\n%s\n%s", held, after)
+	}
+}
+
+// TestHeaderSurvivesItsDisk damages every segment: what is left are the copies.
+func TestHeaderSurvivesItsDisk(t *testing.T) {
+	w, image := web(t)
+	w.add(oldPassphrase)
+	p := w.backup(api.StateProven)
+	damaged := 0
+	err := filepath.WalkDir(filepath.Join(dataDir(w.data).repository(), "seg"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for i := range text {
+			if i%512 == 100 {
+				text[i] ^= 1
+			}
+		}
+		damaged++
+		if err := os.Chmod(path, 0o600); err != nil {
+			return err
+		}
+		return os.WriteFile(path, text, 0o600)
+	})
+	if err != nil || damaged == 0 {
+		t.Fatalf("%d segments damaged: %v", damaged, err)
+	}
+	w.want(6, "", "verify")
+	target := w.path("restored.img")
+	w.want(6, "", "restore", p.ID, "--disk", "vda="+target)
+	if _, err := os.Stat(target); err == nil {
+		t.Error("a half-written target is left")
+	}
+	header := w.path("header")
+	w.ok("", "header", "export", p.ID+"/vda/disk", "--to", header)
+	if len(w.opens(header, oldPassphrase)) == 0 {
+		t.Error("the header from the copy does not open")
+	}
+	original, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(header)
+	if err != nil || !bytes.Equal(got[:16<<10], original[:16<<10]) {
+		t.Errorf("the header is another: %v", err)
+	}
+}
+
+func TestDetachedHeader(t *testing.T) {
+	w := started(t)
+	image, header := w.path("data.img"), w.path("data.header")
+	w.edit(header, func(h *os.File) {
+		if err := h.Truncate(2 << 20); err != nil {
+			t.Fatal(err)
+		}
+		v, err := luksformat.Format(h, 2<<20, luksformat.Options{KeyslotsSize: 1 << 20, DataOffset: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		if _, err := v.AddKey(context.Background(), secretOf(oldPassphrase), luksformat.KDF{}); err != nil {
+			t.Fatal(err)
+		}
+		w.edit(image, func(d *os.File) {
+			if err := d.Truncate(diskSize); err != nil {
+				t.Fatal(err)
+			}
+			p, err := v.Payload(d, diskSize)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.WriteAt(bytes.Repeat([]byte("payload "), 1<<12), 0); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	w.ok("", "machine", "add", "web01", "--disk", "vda="+image+",header="+header)
+	w.add(oldPassphrase)
+	w.backup(api.StateProven)
+	to := w.path("exported")
+	w.ok("", "header", "export", "web01@latest/vda/disk", "--to", to)
+	if len(w.opens(to, oldPassphrase)) == 0 {
+		t.Error("the exported header does not open")
 	}
 }
