@@ -199,14 +199,26 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, er
 		}
 	}
 	if o.Writer != nil {
-		if err := twin.Heal(ctx, st, format.ConfigKey, raw); err != nil {
-			r.log.Warn("configuration has no second copy", "error", err)
-		}
+		r.heal(ctx, raw)
 	}
 	if r.dek, err = holder.Unwrap(ctx, st, r.cfg.ID, o.Unlock, r.log); err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
 	return r, nil
+}
+
+const maxKeptTwice = 1 << 20
+
+// heal brings back copies that a crash left out or a store lost. It is done by
+// writers only, and what it cannot do stops nobody.
+func (r *Repository) heal(ctx context.Context, cfg []byte) {
+	err := twin.Heal(ctx, r.st, format.ConfigKey, cfg)
+	for _, prefix := range []string{format.HolderPrefix, format.TrustPrefix} { // machines when they are used
+		err = errors.Join(err, twin.HealAll(ctx, r.st, prefix, maxKeptTwice, envelope.CheckFrame))
+	}
+	if err != nil {
+		r.log.Warn("an object that is kept twice has one copy", "error", err)
+	}
 }
 
 func parseConfig(raw []byte) (c config, err error) {

@@ -24,17 +24,57 @@ func Put(ctx context.Context, st store.Store, key string, data []byte) error {
 	if err := st.Put(ctx, key, data); err != nil {
 		return fmt.Errorf("write %s: %w", key, err)
 	}
-	return Heal(ctx, st, key, data)
+	return putNew(ctx, st, Prefix+key, data)
 }
 
-// Heal writes the second copy of an object where it is missing. One that is
-// there, whatever it holds, stays: objects are never replaced.
+// Heal writes the copies of an object that are missing. One that is there,
+// whatever it holds, stays: objects are never replaced.
 func Heal(ctx context.Context, st store.Store, key string, data []byte) error {
-	if _, err := st.Stat(ctx, Prefix+key); err == nil {
-		return nil
+	for _, at := range []string{key, Prefix + key} {
+		if _, err := st.Stat(ctx, at); err == nil {
+			continue
+		}
+		if err := putNew(ctx, st, at, data); err != nil {
+			return err
+		}
 	}
-	if err := st.Put(ctx, Prefix+key, data); err != nil && !errors.Is(err, store.ErrExist) {
-		return fmt.Errorf("write %s%s: %w", Prefix, key, err)
+	return nil
+}
+
+func putNew(ctx context.Context, st store.Store, at string, data []byte) error {
+	if err := st.Put(ctx, at, data); err != nil && !errors.Is(err, store.ErrExist) {
+		return fmt.Errorf("write %s: %w", at, err)
+	}
+	return nil
+}
+
+// HealAll writes the missing ones of the copies of all objects below prefix,
+// from what check accepts.
+func HealAll(ctx context.Context, st store.Store, prefix string, most int, check func([]byte) error) error {
+	copies := map[string]int{}
+	for _, p := range []string{"", Prefix} {
+		err := st.List(ctx, p+prefix, func(i store.Info) error {
+			if len(copies) > most {
+				return fmt.Errorf("list %s: more than %d objects: %w", prefix, most, damage.ErrDamaged)
+			}
+			copies[strings.TrimPrefix(i.Key, Prefix)]++
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for key, n := range copies {
+		if n == 2 {
+			continue
+		}
+		raw, err := Get(ctx, st, key, check)
+		if err != nil {
+			continue // whoever needs it reports it
+		}
+		if err := Heal(ctx, st, key, raw); err != nil {
+			return err
+		}
 	}
 	return nil
 }
