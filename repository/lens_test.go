@@ -3,6 +3,7 @@ package repository_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -403,3 +404,5 @@ func TestSampleIsWhole(t *testing.T) {
 		}
 	}
 }
+
+func sha256Of(p []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(p)) }
