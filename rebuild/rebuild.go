@@ -61,6 +61,7 @@ type Result struct {
 var NotRebuilt = []string{
 	"users, roles and policies: they are backed up with the data directory",
 	"the audit log: it lies in the data directory and is backed up with it",
+	"which secrets were tried in vain: 'status' shows them as untried",
 	"jobs and their history",
 	"machines that were enrolled and never backed up",
 	"reasons and dates of deleted recovery points",

@@ -40,7 +40,11 @@ func (s *Server) verifyAudit(ctx context.Context, _ *none) (*out[api.AuditReport
 	}
 	v := api.AuditReport{Entries: found.Entries, Root: found.Root.String(), Checkpoints: int(found.Checkpoints), Problems: []string{}}
 	for _, p := range found.Problems {
-		v.Problems = append(v.Problems, fmt.Sprintf("entry %d: %s: %s", p.Index, p.Kind, p.Text))
+		text := fmt.Sprintf("entry %d: %s: %s", p.Index, p.Kind, p.Text)
+		if p.AfterCrash() {
+			text += " (a crash alone explains this; the next entry repairs it, and a note stays)"
+		}
+		v.Problems = append(v.Problems, text)
 	}
 	if found.More > 0 {
 		v.Problems = append(v.Problems, fmt.Sprintf("and %d more", found.More))
