@@ -227,7 +227,10 @@ func (r *Repository) Manifest(ctx context.Context, p Point) (*Manifest, error) {
 	key := format.ManifestKey(p.Machine, p.ID)
 	raw, err := store.GetAll(ctx, r.st, key, store.MaxSmallObject)
 	if err != nil {
-		return nil, damage.FromStore(key, err)
+		if err = damage.FromStore(key, err); errors.Is(err, ErrNotFound) { // the log says that it was there
+			err = &DamageError{Object: key, Machine: p.Machine, Err: err}
+		}
+		return nil, err
 	}
 	damaged := func(err error) error { return &DamageError{Object: key, Machine: p.Machine, Err: err} }
 	if digestOf(raw) != p.manifestDigest {
