@@ -46,6 +46,9 @@ type Request struct {
 type Result struct {
 	Point    catalog.Point
 	Warnings []string
+	// CaughtUp are earlier recovery points whose process died between the
+	// commit and its record; they are in the catalog now.
+	CaughtUp []string
 }
 
 // opened is one disk at its point in time.
@@ -73,6 +76,9 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 	if err := ensureMachine(ctx, d, req.Machine); err != nil {
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
 	}
+	if res.CaughtUp, err = CatchUp(ctx, d, req.Machine); err != nil {
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
 	disks, err := openAll(ctx, d, req)
 	defer func() {
 		for _, o := range disks {
@@ -93,12 +99,20 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 	}
 	res.Warnings = clockWarnings(w.Parent(), mf)
 	mf.Seconds = time.Since(start).Seconds()
+	if err := d.Catalog.Meta.Set(ctx, pendingKey(req.Machine.ID), w.ID()); err != nil {
+		w.Abort()
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
 	p, err := w.Commit(ctx, mf)
 	if err != nil {
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
 	}
+	ctx = context.WithoutCancel(ctx) // it is committed: who hangs up now must find it in the catalog
 	if res.Point, err = CatalogPoint(p, mf); err == nil {
 		err = d.Catalog.Points.Record(ctx, res.Point)
+	}
+	if err == nil {
+		err = d.Catalog.Meta.Set(ctx, pendingKey(req.Machine.ID), "")
 	}
 	if err != nil {
 		return res, fmt.Errorf("back up %s: recovery point %s is committed, but the catalog could not be written: %w", req.Machine.Name, p.ID, err)

@@ -127,13 +127,16 @@ func (s *Server) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machi
 	// cancels between two steps, as far as the prover goes along.
 	s.warnChanges(ctx, c, made.Point, p)
 	p.Progress(job.Progress{Phase: "prove", Total: 1, Unit: "points"})
-	results, err := prove.Points(ctx, s.custodyDeps(ctx, c), []string{made.Point.ID}, nil)
+	ids := append([]string{made.Point.ID}, s.leftUnproven(ctx, c, made.Point)...)
+	results, err := prove.Points(ctx, s.custodyDeps(ctx, c), ids, nil)
 	if err != nil {
 		p.Warning("recovery point %s is stored, but could not be proven: %s", made.Point.ID, problemOf(err).Detail)
 	}
 	for _, x := range results {
 		for _, problem := range x.Problems {
-			p.Warning("%s", problem)
+			if x.Point == made.Point.ID { // of the others it was said in their time
+				p.Warning("%s", problem)
+			}
 		}
 	}
 	p.Progress(job.Progress{Phase: "prove", Done: 1, Total: 1, Unit: "points"})
@@ -142,6 +145,31 @@ func (s *Server) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machi
 		return result{}, fmt.Errorf("back up %s: recovery point %s is stored, but cannot be shown: %w", m.Name, made.Point.ID, err)
 	}
 	return result{Backup: &v, Exit: exitOfState(v.State)}, nil
+}
+
+// mostLeft bounds how many earlier recovery points one backup proves beside its own.
+const mostLeft = 32
+
+// leftUnproven are the newest earlier recovery points of the machine whose
+// proving is not complete: the process died in between, or the key manager was
+// away. With a header that was opened already they cost no key derivation.
+func (s *Server) leftUnproven(ctx context.Context, c *catalog.Catalog, made catalog.Point) []string {
+	view, err := prove.Load(ctx, s.custodyDeps(ctx, c), made.Machine)
+	if err != nil {
+		return nil // the proof of the new one says why
+	}
+	points, err := c.Points.List(ctx, catalog.PointQuery{Machine: made.Machine, Repository: made.Repository})
+	if err != nil {
+		return nil
+	}
+	var ids []string
+	for _, p := range slices.Backward(points) {
+		state := string(view.Verdict(p).State)
+		if p.ID != made.ID && (state == api.StateUnproven || state == api.StateAtRisk) && len(ids) < mostLeft {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
 }
 
 // warnChanges says what changed in custody since the parent.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/backup"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/catalog/sqlite"
 	"github.com/lockstep-backup/lockstep/custody/prover"
@@ -138,8 +139,31 @@ func (e *engine) openManager() (*embedded.Manager, error) {
 
 func (e *engine) openCatalog(ctx context.Context) (*catalog.Catalog, error) {
 	return e.catalog.get(func() (*catalog.Catalog, error) {
-		return sqlite.Open(context.WithoutCancel(ctx), e.dir.catalog(), sqlite.Options{Log: e.log})
+		ctx := context.WithoutCancel(ctx)
+		c, err := sqlite.Open(ctx, e.dir.catalog(), sqlite.Options{Log: e.log})
+		if err == nil {
+			e.catchUp(ctx, c)
+		}
+		return c, err
 	})
+}
+
+// catchUp records what a process that died had committed. Where it cannot, the
+// next backup of the machine does.
+func (e *engine) catchUp(ctx context.Context, c *catalog.Catalog) {
+	pending, err := backup.Pending(ctx, c)
+	if len(pending) > 0 && err == nil {
+		var repo *repository.Repository
+		if repo, err = e.openRepository(ctx); err == nil {
+			for _, m := range pending {
+				_, cerr := backup.CatchUp(ctx, backup.Deps{Repository: repo, Catalog: c, Log: e.log}, m)
+				err = errors.Join(err, cerr)
+			}
+		}
+	}
+	if err != nil {
+		e.log.Warn("the catalog may lack a recovery point that was committed when a process died", "error", err)
+	}
 }
 
 // rebuild fills the catalog anew, in the place of one that may be damaged, gone

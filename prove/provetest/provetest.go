@@ -238,10 +238,9 @@ func (e *Env) Backup(m catalog.Machine) (string, prove.Result) {
 	return id, res[0]
 }
 
-// Store1 makes a recovery point without proving it.
-func (e *Env) Store1(m catalog.Machine) string {
-	e.T.Helper()
-	res, err := backup.Run(context.Background(), backup.Deps{
+// BackupDeps is what a backup of the installation's machines works with.
+func (e *Env) BackupDeps() backup.Deps {
+	return backup.Deps{
 		Repository: e.Repo, Catalog: e.Catalog, Formats: e.Deps.Formats, Now: e.Now, Software: "lockstep test",
 		Open: func(_ context.Context, spec string, _ source.Options) (source.Disk, error) {
 			if d := e.disks[spec]; d != nil {
@@ -249,7 +248,13 @@ func (e *Env) Store1(m catalog.Machine) string {
 			}
 			return nil, source.ErrNotFound
 		},
-	}, backup.Request{Machine: m})
+	}
+}
+
+// Store1 makes a recovery point without proving it.
+func (e *Env) Store1(m catalog.Machine) string {
+	e.T.Helper()
+	res, err := backup.Run(context.Background(), e.BackupDeps(), backup.Request{Machine: m})
 	e.Must(err)
 	return res.Point.ID
 }
