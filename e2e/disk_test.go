@@ -225,3 +225,8 @@ func same(a, b string) error {
 		}
 	}
 }
+
+func sumOf(b []byte) string {
+	s := sha256.Sum256(b)
+	return hex.EncodeToString(s[:])
+}
