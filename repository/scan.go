@@ -305,8 +305,11 @@ type treeHash struct {
 	top   format.Digest
 }
 
-func (t *treeHash) add(g *format.Digester, d format.Digest) {
-	for level := 1; level <= t.level; level++ {
+func (t *treeHash) add(g *format.Digester, d format.Digest) { t.addAt(g, 0, d) }
+
+// addAt takes the root of a whole subtree of the given level.
+func (t *treeHash) addAt(g *format.Digester, level int, d format.Digest) {
+	for level++; level <= t.level; level++ {
 		t.rows[level][t.fill[level]] = d
 		t.fill[level]++
 		if t.fill[level] < format.Fanout {
@@ -319,8 +322,14 @@ func (t *treeHash) add(g *format.Digester, d format.Digest) {
 }
 
 func (t *treeHash) zeros(g *format.Digester, n int64) {
-	for ; n > 0; n-- {
-		t.add(g, format.Digest{})
+	for n > 0 {
+		level, span := 0, int64(1) // of the largest subtree that begins here and fits
+		for level < t.level && t.fill[level+1] == 0 && span*format.Fanout <= n {
+			level++
+			span *= format.Fanout
+		}
+		t.addAt(g, level, format.Digest{})
+		n -= span
 	}
 }
 

@@ -95,8 +95,8 @@ func newStored(t *testing.T) *stored {
 		t.Fatal(err)
 	}
 	s.manifest = &repository.Manifest{}
-	for name, d := range map[string]memDisk{"vda": {s.a, 2000}, "vdb": {s.b, 0}} {
-		dd, err := pw.WriteDisk(ctx, repository.DiskInput{ID: name, Source: d, Unreadable: func(err error) bool { return errors.Is(err, errBad) }})
+	for i, d := range []memDisk{{s.a, 2000}, {s.b, 0}} {
+		dd, err := pw.WriteDisk(ctx, repository.DiskInput{ID: fmt.Sprintf("vd%c", 'a'+i), Source: d, Unreadable: func(err error) bool { return errors.Is(err, errBad) }})
 		if err != nil {
 			t.Fatal(err)
 		}
