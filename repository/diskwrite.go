@@ -59,7 +59,7 @@ type unitItem struct {
 func (w *diskWriter) run(ctx context.Context) error {
 	w.outer = ctx
 	group, ctx := errgroup.WithContext(ctx)
-	n := workers()
+	n := workersFor(w.size)
 	work := make(chan unitItem, n)
 	ordered := make(chan unitItem, 2*n)
 	group.Go(func() error {

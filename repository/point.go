@@ -9,6 +9,7 @@ import (
 	"runtime"
 
 	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
 	"github.com/lockstep-backup/lockstep/repository/internal/resume"
 	"github.com/lockstep-backup/lockstep/store"
@@ -256,3 +257,7 @@ func (w *PointWriter) Abort() { w.maps.Abort() }
 
 // workers is how many units are in flight: some read or write while others compute.
 func workers() int { return min(max(2*runtime.GOMAXPROCS(0), 4), 16) }
+
+// workersFor is workers for a disk of size bytes: no more than it has units,
+// for each has megabytes of buffers.
+func workersFor(size int64) int { return int(min(int64(workers()), format.LeafCount(size))) }

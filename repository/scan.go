@@ -39,7 +39,7 @@ func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err e
 	s := &scan{DiskReader: d, o: o, leaves: format.LeafCount(d.disk.Size), pending: map[int64]format.Digest{}, whole: true}
 	s.hash.level = d.tree.Level
 	group, ctx := errgroup.WithContext(ctx)
-	n := workers()
+	n := workersFor(s.disk.Size)
 	units := make(chan int64, n)
 	group.Go(func() error {
 		defer close(units)

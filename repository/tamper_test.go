@@ -46,6 +46,9 @@ func TestEveryObjectTampered(t *testing.T) {
 			}
 			var vs []variant
 			for _, key := range keys {
+				if sealing == repository.SealingNone && kindOf(key) != "seg" {
+					continue // sealed all the same
+				}
 				raw := get(t, s.mem, key)
 				vs = append(
 					vs,

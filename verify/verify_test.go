@@ -250,7 +250,9 @@ func TestDamageIsAttributed(t *testing.T) {
 		{"log entry missing", func(t *testing.T, w *two) { remove(t, w, fmt.Sprintf("log/%s/%016x", w.machines[1].ID, 2)) }, []string{"vm2 points"}},
 		{"header copy", func(t *testing.T, w *two) { w.flip(t, "headers-b/"+w.machines[1].ID+"/"+w.header, 50) }, []string{"vm2 points", "vm2 points 0,1,2,3"}},
 		{"header copy missing", func(t *testing.T, w *two) { remove(t, w, "headers-a/"+w.machines[1].ID+"/"+w.header) }, []string{"vm2 points 0,1,2,3"}},
-		{"sidecar", func(t *testing.T, w *two) { w.flip(t, w.key(t, "side/"+w.machines[0].ID+"/"+w.points[0][1].ID+"/"), 50) }, []string{"vm1 points"}},
+		{"sidecar", func(t *testing.T, w *two) {
+			w.flip(t, w.key(t, "side/"+w.machines[0].ID+"/"+w.points[0][1].ID+"/"), 50)
+		}, []string{"vm1 points"}},
 		{"holder's second copy", func(t *testing.T, w *two) { w.flip(t, "copies/keys/recovery", 50) }, []string{"points"}},
 		{"configuration's second copy", func(t *testing.T, w *two) { w.flip(t, "copies/config", 50) }, []string{"points"}},
 		{"trust entry's second copy missing", func(t *testing.T, w *two) { remove(t, w, "copies/trust/0000000000000000") }, []string{"points"}},
