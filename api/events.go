@@ -17,12 +17,13 @@ const (
 	maxEventBytes = 1 << 20
 	// maxIdleAttempts is how often in a row a job's events may be asked for
 	// without learning anything new.
-	maxIdleAttempts = 10
+	maxIdleAttempts = 8
 )
 
 // WatchJob follows a job to its end, calls fn for each of its events in order
 // and exactly once, and returns the job as it ended. When the connection is
-// lost it takes the thread up again after the last event it has seen. When fn
+// lost it says so in a warning with the number 0 and takes the thread up again
+// after the last event it has seen. When fn
 // or ctx ends the watching, the job goes on.
 func (c *Client) WatchJob(ctx context.Context, id string, fn func(JobEvent) error) (Job, error) {
 	return c.WatchJobAfter(ctx, id, 0, fn)
@@ -62,6 +63,12 @@ func (c *Client) WatchJobAfter(ctx context.Context, id string, after int, fn fun
 				err = io.ErrUnexpectedEOF
 			}
 			return Job{}, fmt.Errorf("watch job %s: %w", id, err)
+		}
+		if err != nil && idle == 2 && fn != nil {
+			// Number 0: it is the client's word, not an event of the job.
+			if err := fn(JobEvent{Time: time.Now().UTC(), Kind: "warning", Message: "the connection to the server is lost; trying again"}); err != nil {
+				return Job{}, err
+			}
 		}
 		if err := c.pause(ctx, idle); err != nil {
 			return Job{}, fmt.Errorf("watch job %s: %w", id, err)

@@ -202,6 +202,9 @@ func (a *app) machineRemove() *cobra.Command {
 }
 
 func (a *app) paintState(state string) string {
+	if state == "" {
+		return "no recovery points"
+	}
 	return a.style.Paint(screen.StateColour(state), screen.CleanLine(state))
 }
 

@@ -67,11 +67,12 @@ func (a *app) printMachineStatus(w io.Writer, m api.MachineStatus) {
 	if state == api.StateUnrecoverable {
 		state = strings.ToUpper(state)
 	}
-	_, _ = fmt.Fprintf(w, "%s  %s  %s, newest %s\n", a.style.Paint(screen.Bold, screen.CleanLine(m.Machine)),
-		a.style.Paint(screen.StateColour(m.State), screen.CleanLine(state)),
-		screen.Count(len(m.Points), "recovery point", "recovery points"), screen.StampOr(m.Latest, "never"))
-	if len(m.Points) > 0 {
-		_, _ = fmt.Fprintln(w)
+	name := a.style.Paint(screen.Bold, screen.CleanLine(m.Machine))
+	if len(m.Points) == 0 {
+		_, _ = fmt.Fprintf(w, "%s  no recovery points\n", name)
+	} else {
+		_, _ = fmt.Fprintf(w, "%s  %s  %s, newest %s\n\n", name, a.style.Paint(screen.StateColour(m.State), screen.CleanLine(state)),
+			screen.Count(len(m.Points), "recovery point", "recovery points"), screen.StampOr(m.Latest, "never"))
 		a.printPicture(w, m)
 	}
 	for _, note := range m.Notes {

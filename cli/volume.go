@@ -122,7 +122,7 @@ func (a *app) printVolume(w io.Writer, v api.Volume) {
 	f.Add("uuid", v.UUID)
 	f.Add("label", v.Label)
 	f.Add("cipher", cipher)
-	f.Add("epoch", v.Epoch)
+	f.Add("epoch", shortEpoch(v.Epoch))
 	f.Add("not needed", v.NotNeeded)
 	f.Add("self-opening", v.SelfOpening)
 	f.Add("not supported", v.Unsupported)
@@ -268,4 +268,13 @@ func createNew(path string, fill func(io.Writer) error) (err error) {
 		_ = d.Close()
 	}
 	return nil
+}
+
+// shortEpoch leaves of "v1:" and 64 digits what tells epochs of one machine
+// apart; all of it is in the JSON.
+func shortEpoch(s string) string {
+	if at := strings.IndexByte(s, ':'); at >= 0 {
+		s = s[at+1:]
+	}
+	return s[:min(len(s), 16)]
 }

@@ -444,6 +444,6 @@ func (r *Runner) recoverOne(ctx context.Context, id string) (bool, error) {
 	if err := r.save(ctx, j); err != nil {
 		return false, err
 	}
-	r.o.Log.Warn("job was interrupted", "job", id, "kind", j.Kind)
+	r.o.Log.Info("job was interrupted", "job", id, "kind", j.Kind)
 	return true, nil
 }
