@@ -264,7 +264,7 @@ func TestEveryFlippedBit(t *testing.T) {
 				}
 				for at := range raw {
 					tail := kind == "seg" && (at < 70 || at >= len(raw)-400)
-					if at%step == n[0]%step || tail {
+					if at%step == n[0]%step || tail && !testing.Short() {
 						variants = append(variants, variant{key, at})
 						n[1]++
 					}

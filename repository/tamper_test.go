@@ -68,6 +68,12 @@ func TestEveryObjectTampered(t *testing.T) {
 					vs = append(vs, variant{"replaced by " + other, key, get(t, s.mem, other), false})
 				}
 			}
+			if testing.Short() {
+				for i := range vs[:len(vs)/5] {
+					vs[i] = vs[5*i]
+				}
+				vs = vs[:len(vs)/5]
+			}
 			errs := make([]string, len(vs))
 			forEach(len(vs), func(i int) {
 				v := vs[i]
