@@ -25,7 +25,7 @@ func (r *Repository) Objects(ctx context.Context, fn func(store.Info) error) err
 // stored byte. It reads the whole object.
 func CheckStored(ctx context.Context, st store.Store, key string) error {
 	if strings.HasPrefix(key, "seg/") || strings.HasPrefix(key, "map/") {
-		return checkChunks(ctx, st, key)
+		return segment.CheckChunks(ctx, st, key)
 	}
 	raw, err := store.GetAll(ctx, st, key, store.MaxSmallObject)
 	if err != nil {
@@ -33,47 +33,6 @@ func CheckStored(ctx context.Context, st store.Store, key string) error {
 	}
 	if err := envelope.CheckFrame(raw); err != nil {
 		return &DamageError{Object: key, Err: err}
-	}
-	return nil
-}
-
-// checkChunks reads a segment or map object and compares its checksums.
-func checkChunks(ctx context.Context, st store.Store, key string) error {
-	isSegment := strings.HasPrefix(key, "seg/")
-	f, _, err := segment.ReadTrailer(ctx, st, key, isSegment)
-	if err != nil {
-		return err
-	}
-	p := make([]byte, min(format.CRCChunk, f.DataEnd))
-	for i, want := range f.CRCs {
-		off := int64(i) * format.CRCChunk
-		p = p[:min(format.CRCChunk, f.DataEnd-off)]
-		if err := damage.ReadFull(ctx, st, key, off, p); err != nil {
-			return err
-		}
-		if format.CRC(p) != want {
-			return &DamageError{Object: key, Err: fmt.Errorf("checksum of the bytes from %d on: %w", off, format.ErrCorrupt)}
-		}
-		if i > 0 {
-			continue
-		}
-		if isSegment {
-			_, err = format.ParseSegmentHeader(p)
-		} else {
-			_, err = format.ParseMapHeader(p)
-		}
-		if err != nil {
-			return &DamageError{Object: key, Err: err}
-		}
-	}
-	if f.TOCLen > 0 {
-		toc := make([]byte, min(f.TOCLen, store.MaxSmallObject))
-		if err := damage.ReadFull(ctx, st, key, f.DataEnd, toc); err != nil {
-			return err
-		}
-		if err := envelope.CheckFrame(toc); err != nil {
-			return &DamageError{Object: key, Err: err}
-		}
 	}
 	return nil
 }
@@ -119,7 +78,7 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 		}
 		_, err = r.readSidecar(ctx, m, key, format.SidecarPrefix(part[1], part[2]))
 	case "map":
-		err = checkChunks(ctx, r.st, key)
+		err = segment.CheckChunks(ctx, r.st, key)
 	case "seg":
 		var name format.Name
 		if name, err = format.ParseName(strings.Join(part[2:], "")); err != nil {

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/lockstep-backup/lockstep/disk"
@@ -299,3 +300,44 @@ func ReadTOC(ctx context.Context, st store.Store, m *machinekey.Keys, key string
 
 // Abort drops the segment.
 func (w *Writer) Abort() error { return w.w.Abort() }
+
+// CheckChunks reads a segment or map object and compares its checksums.
+func CheckChunks(ctx context.Context, st store.Store, key string) error {
+	isSegment := strings.HasPrefix(key, "seg/")
+	f, _, err := ReadTrailer(ctx, st, key, isSegment)
+	if err != nil {
+		return err
+	}
+	p := make([]byte, min(format.CRCChunk, f.DataEnd))
+	for i, want := range f.CRCs {
+		off := int64(i) * format.CRCChunk
+		p = p[:min(format.CRCChunk, f.DataEnd-off)]
+		if err := damage.ReadFull(ctx, st, key, off, p); err != nil {
+			return err
+		}
+		if format.CRC(p) != want {
+			return &damage.Error{Object: key, Err: fmt.Errorf("checksum of the bytes from %d on: %w", off, format.ErrCorrupt)}
+		}
+		if i > 0 {
+			continue
+		}
+		if isSegment {
+			_, err = format.ParseSegmentHeader(p)
+		} else {
+			_, err = format.ParseMapHeader(p)
+		}
+		if err != nil {
+			return &damage.Error{Object: key, Err: err}
+		}
+	}
+	if f.TOCLen > 0 {
+		toc := make([]byte, min(f.TOCLen, store.MaxSmallObject))
+		if err := damage.ReadFull(ctx, st, key, f.DataEnd, toc); err != nil {
+			return err
+		}
+		if err := envelope.CheckFrame(toc); err != nil {
+			return &damage.Error{Object: key, Err: err}
+		}
+	}
+	return nil
+}
