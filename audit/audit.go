@@ -10,13 +10,15 @@ type Event struct {
 	Actor   string            `json:"actor"`            // "uid:0", a user's name, "system"
 	Action  string            `json:"action"`           // "backup.commit", "secret.release", "secret.destroy", …
 	Object  string            `json:"object"`           // what it was done to: a machine, point, secret ref
-	Outcome string            `json:"outcome"`          // "done", "refused", "failed"
+	Outcome string            `json:"outcome"`          // "begun", "done", "refused", "failed"
 	Reason  string            `json:"reason,omitempty"` // given by the user, or why it was refused
 	Detail  map[string]string `json:"detail,omitempty"`
 }
 
-// Outcomes.
+// Outcomes. Begun is what is about to be done: an entry of how it ended
+// follows, unless the process died or the log could not be written any more.
 const (
+	Begun   = "begun"
 	Done    = "done"
 	Refused = "refused"
 	Failed  = "failed"

@@ -376,7 +376,7 @@ func (e Event) check() error {
 		return fmt.Errorf("%w: no action", ErrEvent)
 	case e.Actor == "":
 		return fmt.Errorf("%w: no actor", ErrEvent)
-	case e.Outcome != Done && e.Outcome != Refused && e.Outcome != Failed:
+	case e.Outcome != Begun && e.Outcome != Done && e.Outcome != Refused && e.Outcome != Failed:
 		return fmt.Errorf("%w: outcome %q", ErrEvent, e.Outcome)
 	}
 	return nil

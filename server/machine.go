@@ -59,7 +59,7 @@ func (s *Server) listMachines(ctx context.Context, _ *none) (*out[[]api.Machine]
 func (s *Server) createMachine(ctx context.Context, req *in[api.MachineCreate]) (*out[api.MachineDetail], error) {
 	e := audit.Event{Action: "machine.add", Object: req.Body.Name}
 	return audited(ctx, s, e, func() (*out[api.MachineDetail], error) {
-		d, err := s.enrol(ctx, req.Body)
+		d, err := s.enrol(ctx, req.Body, e)
 		if err != nil {
 			return nil, fmt.Errorf("add machine %s: %w", req.Body.Name, err)
 		}
@@ -71,7 +71,8 @@ func (s *Server) createMachine(ctx context.Context, req *in[api.MachineCreate]) 
 // repository.
 var diskName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$`)
 
-func (s *Server) enrol(ctx context.Context, req api.MachineCreate) (d api.MachineDetail, err error) {
+// enrol records e as begun before it changes anything.
+func (s *Server) enrol(ctx context.Context, req api.MachineCreate, e audit.Event) (d api.MachineDetail, err error) {
 	c, err := s.d.Catalog(ctx)
 	if err != nil {
 		return d, err
@@ -121,6 +122,9 @@ func (s *Server) enrol(ctx context.Context, req api.MachineCreate) (d api.Machin
 				warnings = append(warnings, fmt.Sprintf("%s: %s is also disk %s of machine %s", id, od.Source, od.ID, o.Name))
 			}
 		}
+	}
+	if err := s.begin(ctx, e); err != nil {
+		return d, err
 	}
 	if err := c.Machines.Put(ctx, m); err != nil {
 		return d, err
@@ -214,6 +218,9 @@ func (s *Server) removeMachine(ctx context.Context, req *MachinePath) (*none, er
 				p.Items = append(p.Items, pt.ID)
 			}
 			return nil, p
+		}
+		if err := s.begin(ctx, e); err != nil {
+			return nil, err
 		}
 		return nil, c.Machines.Remove(ctx, m.ID, s.d.Now().UTC())
 	})

@@ -178,14 +178,15 @@ type pointDelete struct {
 func (s *Server) deletePoint(ctx context.Context, req *pointDelete) (*none, error) {
 	e := audit.Event{Action: "point.delete", Object: req.Point, Reason: req.Body.Reason}
 	return audited(ctx, s, e, func() (*none, error) {
-		return nil, s.forget(ctx, req.Point, req.Body.Reason)
+		return nil, s.forget(ctx, req.Point, e)
 	})
 }
 
 // forget takes a recovery point off the list. The repository goes first: what
 // it does not list is not there. Then its holds are released, for nothing
 // needs the secrets any more, and then the catalog is told.
-func (s *Server) forget(ctx context.Context, ref, reason string) error {
+// Before all of that, e is recorded as begun.
+func (s *Server) forget(ctx context.Context, ref string, e audit.Event) error {
 	c, err := s.d.Catalog(ctx)
 	if err != nil {
 		return err
@@ -215,7 +216,11 @@ func (s *Server) forget(ctx context.Context, ref, reason string) error {
 	if _, err := s.d.Manager(ctx); err != nil {
 		return fail(fmt.Errorf("its holds could not be released: %w", err))
 	}
-	err = repo.Delete(ctx, p.Machine, p.ID, reason)
+	e.Object = p.ID
+	if err := s.begin(ctx, e); err != nil {
+		return fail(err)
+	}
+	err = repo.Delete(ctx, p.Machine, p.ID, e.Reason)
 	if err != nil && !errors.Is(err, repository.ErrNotFound) { // it may have been deleted and only the rest is left
 		return fail(err)
 	}
@@ -224,7 +229,7 @@ func (s *Server) forget(ctx context.Context, ref, reason string) error {
 	if err := prove.ReleaseHolds(ctx, s.custodyDeps(ctx, c), p); err != nil {
 		return fail(hint(fmt.Errorf("it is deleted, but not all its holds are released: %w", err), "the same command again releases the rest"))
 	}
-	if err := c.Points.Delete(ctx, p.ID, s.d.Now().UTC(), reason); err != nil {
+	if err := c.Points.Delete(ctx, p.ID, s.d.Now().UTC(), e.Reason); err != nil {
 		return fail(err)
 	}
 	return nil

@@ -268,6 +268,10 @@ func (s *Server) addSecret(ctx context.Context, req *secretBody) (*out[api.Secre
 		}
 		return nil, errors.Join(err, s.record(ctx, e))
 	}
+	begun := audit.Event{Action: "secret.add", Object: req.add.Machine, Detail: map[string]string{"kind": req.add.Kind, "volume": r.Volume}}
+	if err := s.begin(ctx, begun); err != nil {
+		return nil, err
+	}
 	res, err := prove.AddSecret(ctx, deps, r)
 	var nothing *prove.NothingOpensError
 	switch {
@@ -332,6 +336,9 @@ func (s *Server) change(ctx context.Context, e audit.Event, ref string, fn func(
 		}
 		i, version, err := s.findSecret(ctx, manager, ref)
 		if err != nil {
+			return nil, err
+		}
+		if err := s.begin(ctx, e); err != nil {
 			return nil, err
 		}
 		if err := fn(manager, i, version); err != nil {
@@ -467,6 +474,9 @@ func (s *Server) destroy(ctx context.Context, req *refChange) (keymanager.Info, 
 	c, err := s.d.Catalog(ctx)
 	if err != nil {
 		return early(err)
+	}
+	if err := s.begin(ctx, audit.Event{Action: "secret.destroy", Object: ref.String(), Reason: req.Body.Reason}); err != nil {
+		return keymanager.Info{}, err
 	}
 	if err := prove.Destroy(ctx, s.custodyDeps(ctx, c), ref, req.Body.Reason); err != nil {
 		return keymanager.Info{}, err

@@ -11,8 +11,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -261,6 +263,17 @@ func (s *Server) record(ctx context.Context, e audit.Event) error {
 	e.Time, e.Actor = s.d.Now().UTC(), s.actor(ctx)
 	_, err := s.d.Audit.Append(context.WithoutCancel(ctx), e)
 	return err
+}
+
+// begin records what is about to be done. What cannot be recorded is not done:
+// the caller goes no further where this returns an error.
+func (s *Server) begin(ctx context.Context, e audit.Event) error {
+	e.Outcome = audit.Begun
+	if err := s.record(ctx, e); err != nil {
+		return hint(fmt.Errorf("%s: it could not be recorded in the audit log, so nothing was done: %w", strings.ReplaceAll(e.Action, ".", " "), err),
+			"'lockstep audit verify' says what is wrong with the audit log")
+	}
+	return nil
 }
 
 // audited does something and records it with its outcome. Where it was done

@@ -194,6 +194,10 @@ func (s *Server) declare(ctx context.Context, name string, n api.NotNeeded) ([]a
 		return nil, err
 	}
 	defer deps.Custodian.Wipe()
+	begun := audit.Event{Action: "volume.declare", Object: m.Name + "/" + at.String(), Reason: n.Reason}
+	if err := s.begin(ctx, begun); err != nil {
+		return nil, err
+	}
 	if err := prove.DeclareNotNeeded(ctx, deps, m, custody.VolumeKey{Disk: at.disk, Volume: at.volume}, n.Reason); err != nil {
 		return nil, err
 	}
