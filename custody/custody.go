@@ -44,6 +44,8 @@ var (
 	// ErrProverDied: the prover's process ended in the middle (killed, out of
 	// memory). Nothing was proven; another try starts another process.
 	ErrProverDied = errors.New("prover died")
+	// ErrProverStart: the prover's process cannot be started, and why.
+	ErrProverStart = errors.New("prover cannot be started")
 	// ErrProverProtocol: what came from the prover's process cannot be.
 	ErrProverProtocol = errors.New("prover does not follow its protocol")
 	// ErrManager: the prover cannot have secrets from the key manager now.

@@ -301,6 +301,8 @@ func (r *runner) volume(ctx context.Context, s *subject, v subjectVolume, view *
 
 func proverWords(err error) string {
 	switch {
+	case errors.Is(err, custody.ErrProverStart):
+		return err.Error()
 	case errors.Is(err, custody.ErrProverDied):
 		return "the prover died while it tried; try again"
 	case errors.Is(err, custody.ErrProverProtocol):

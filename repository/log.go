@@ -162,7 +162,7 @@ func (r *Repository) parseEntry(rec *logRecord, raw []byte, key string, m *machi
 // append writes entry n of the log. store.ErrExist says that another was faster.
 func (r *Repository) appendLog(ctx context.Context, m *machine, e logEntry, previous string) error {
 	if r.writer == nil {
-		return errors.New("write machine log: repository is open for reading only")
+		return r.readOnly("write machine log")
 	}
 	e.Machine, e.Previous, e.Time = m.Machine.ID, previous, r.clock()
 	body, err := json.Marshal(e)

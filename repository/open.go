@@ -65,6 +65,7 @@ type CreateOptions struct {
 type OpenOptions struct {
 	Unlock    Unlocker
 	Writer    *envelope.SigningKey // nil: read only
+	ReadOnly  error                // why there is no Writer, for who tries to write; may be nil
 	TrustRoot string               // pinned digest of trust entry 0, "sha256:…"; empty: not pinned
 	Log       *slog.Logger
 	Now       func() time.Time
@@ -77,6 +78,7 @@ type Repository struct {
 	dek    envelope.Secret
 	trust  trust.Log
 	writer *envelope.SigningKey
+	why    error // why there is no writer, may be nil
 	log    *slog.Logger
 	now    func() time.Time
 
@@ -179,7 +181,7 @@ const maxCreateHolders = 100
 
 // Open reads the configuration, checks the trust log and unwraps the DEK.
 func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, err error) {
-	r := &Repository{st: st, writer: o.Writer, log: o.Log, now: o.Now, machines: map[string]*machine{}}
+	r := &Repository{st: st, writer: o.Writer, why: o.ReadOnly, log: o.Log, now: o.Now, machines: map[string]*machine{}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -244,6 +246,14 @@ func parseConfig(raw []byte) (c config, err error) {
 		return c, format.ErrCorrupt
 	}
 	return c, nil
+}
+
+// readOnly is the error of writing without a writer's key.
+func (r *Repository) readOnly(operation string) error {
+	if r.why != nil {
+		return fmt.Errorf("%s: %w: %w", operation, ErrReadOnly, r.why)
+	}
+	return fmt.Errorf("%s: %w", operation, ErrReadOnly)
 }
 
 // AddHolder wraps the DEK for one more holder.

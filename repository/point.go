@@ -42,7 +42,7 @@ type PointWriter struct {
 // Begin starts a recovery point on the newest one of the machine as parent.
 func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*PointWriter, error) {
 	if r.writer == nil {
-		return nil, errors.New("begin recovery point: repository is open for reading only")
+		return nil, r.readOnly("begin recovery point")
 	}
 	m, err := r.machine(ctx, mid)
 	if err != nil {

@@ -26,6 +26,7 @@ var (
 	ErrDamaged   = damage.ErrDamaged
 	ErrFormat    = damage.ErrFormat
 	ErrUntrusted = damage.ErrUntrusted
+	ErrReadOnly  = errors.New("repository is open for reading only")
 	ErrExists    = errors.New("repository exists already")
 )
 

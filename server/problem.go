@@ -172,10 +172,12 @@ var rules = []rule{
 	{[]error{source.ErrSizeChanged}, http.StatusConflict, api.ExitFailed, "back it up again when nobody changes its size"},
 	{[]error{repository.ErrDamaged, repository.ErrUntrusted}, http.StatusInternalServerError, api.ExitDamaged, "'lockstep verify' says which recovery points are affected"},
 	{[]error{audit.ErrTampered}, http.StatusInternalServerError, api.ExitDamaged, "'lockstep audit verify' says where; keep the folder as evidence"},
+	{[]error{repository.ErrReadOnly}, http.StatusServiceUnavailable, api.ExitFailed, ""},
 	{[]error{repository.ErrNoKey}, http.StatusServiceUnavailable, api.ExitFailed, "the identity in the data directory's keys/ opens the repository, or the one in the recovery kit"},
 	{[]error{repository.ErrNotFound, catalog.ErrNotFound, store.ErrNotExist}, http.StatusNotFound, api.ExitFailed, ""},
 	{[]error{prove.ErrUnread}, http.StatusConflict, api.ExitRefused, "'lockstep catalog rebuild' reads it; until then nobody knows what needs the secret"},
 	{[]error{custody.ErrProverDied}, http.StatusInternalServerError, api.ExitFailed, "a header may ask for more memory than there is; 'lockstep prove' tries again"},
+	{[]error{custody.ErrProverStart}, http.StatusServiceUnavailable, api.ExitFailed, ""},
 	{[]error{context.Canceled}, http.StatusServiceUnavailable, api.ExitInterrupted, ""},
 	{[]error{fs.ErrPermission}, http.StatusForbidden, api.ExitFailed, "the host on which the engine runs opens it, with the rights that it has there"},
 }

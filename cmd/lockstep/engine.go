@@ -16,6 +16,7 @@ import (
 	"github.com/lockstep-backup/lockstep/backup"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/catalog/sqlite"
+	"github.com/lockstep-backup/lockstep/cli"
 	"github.com/lockstep-backup/lockstep/custody/prover"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
@@ -205,15 +206,20 @@ func (e *engine) openRepository(ctx context.Context) (*repository.Repository, er
 		if err != nil {
 			return nil, fmt.Errorf("open repository: %w", err)
 		}
+		o := repository.OpenOptions{TrustRoot: e.config.Repository.TrustRoot, Log: e.log}
 		writer, err := envelope.ReadSigningKeyFile(e.dir.writerKey())
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open repository: writer key: %w", err), st.Close())
+		if err == nil {
+			o.Writer = &writer
+		} else {
+			// Who restores or verifies does not sign anything.
+			o.ReadOnly = cli.WithHint(fmt.Errorf("writer key: %w", err),
+				"bring it back from a backup of the data directory, and start the server again where there is one; what is stored can be read, proven and restored meanwhile")
 		}
-		repo, err := e.unlock(context.WithoutCancel(ctx), st, &writer)
+		repo, err := e.unlock(context.WithoutCancel(ctx), st, o)
 		if err != nil {
 			return nil, errors.Join(err, st.Close())
 		}
-		e.store, e.writer = st, &writer
+		e.store, e.writer = st, o.Writer
 		e.tidy(ctx, st)
 		return repo, nil
 	})
@@ -240,8 +246,7 @@ func (e *engine) tidy(ctx context.Context, st store.Store) {
 
 // unlock opens the repository with the host's identity, so that a backup needs
 // no key manager; with the key manager's KEK where the identity is gone.
-func (e *engine) unlock(ctx context.Context, st store.Store, writer *envelope.SigningKey) (*repository.Repository, error) {
-	o := repository.OpenOptions{Writer: writer, TrustRoot: e.config.Repository.TrustRoot, Log: e.log}
+func (e *engine) unlock(ctx context.Context, st store.Store, o repository.OpenOptions) (*repository.Repository, error) {
 	identity, err := envelope.ReadSecretFile(e.dir.hostIdentity(), false, nil)
 	defer identity.Wipe()
 	if err == nil {
@@ -270,7 +275,9 @@ func (e *engine) close() error {
 	}
 	if r, had := e.repo.take(); had {
 		errs = append(errs, r.Close(), e.store.Close())
-		e.writer.Wipe()
+		if e.writer != nil {
+			e.writer.Wipe()
+		}
 	}
 	if m, had := e.manager.take(); had {
 		errs = append(errs, m.Close())

@@ -73,7 +73,9 @@ func (a attempt) open(ctx context.Context, kind diskcrypt.Kind, secret envelope.
 	out.class = classify(e.vol, e.vol.Size())
 	out.Protectors = slices.Clone(e.protectors)
 	out.keyCheck = e.vol.KeyCheck()
-	out.vkproof = e.vol.KeyMAC(a.s.deps.MACKey.Expose())
+	if a.s.deps.MACKey.Len() > 0 {
+		out.vkproof = e.vol.KeyMAC(a.s.deps.MACKey.Expose())
+	}
 	return out, nil
 }
 

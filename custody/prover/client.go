@@ -116,7 +116,7 @@ func (c *Client) start() error {
 	}
 	conn, err := c.dial()
 	if err != nil {
-		return fmt.Errorf("start prover: %w: %w", custody.ErrProverDied, err)
+		return fmt.Errorf("start prover: %w: %w", custody.ErrProverStart, err)
 	}
 	c.conn = conn
 	m, _, err := readFrame(conn.Out)

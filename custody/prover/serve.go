@@ -41,7 +41,8 @@ type Deps struct {
 	Formats []diskcrypt.Format
 	// Key signs proofs and packages; its role is prover.
 	Key envelope.SigningKey
-	// MACKey is the key of vkproof; it belongs to the installation.
+	// MACKey is the key of vkproof; it belongs to the installation. Empty, proofs
+	// have none.
 	MACKey envelope.Secret
 	// Recipients are the recovery recipients that packages may be sealed to.
 	Recipients func(ctx context.Context) ([]string, error)
