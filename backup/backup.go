@@ -49,6 +49,9 @@ type Result struct {
 	// CaughtUp are earlier recovery points whose process died between the
 	// commit and its record; they are in the catalog now.
 	CaughtUp []string
+	// Lost are earlier recovery points that the catalog lists and the
+	// repository does not have any more.
+	Lost []string
 }
 
 // opened is one disk at its point in time.
@@ -73,6 +76,14 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 		d.Now = time.Now
 	}
 	start := d.Now()
+	// Before anything is written: a machine that vanished would look new afterwards.
+	if res.Lost, err = lost(ctx, d, req.Machine); err != nil {
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
+	if n := len(res.Lost); n > 0 {
+		res.Warnings = append(res.Warnings, lostWarning(n))
+		d.Log.Error("the repository lost recovery points", "machine", req.Machine.Name, "points", res.Lost)
+	}
 	if err := ensureMachine(ctx, d, req.Machine); err != nil {
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
 	}
@@ -97,7 +108,7 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 		w.Abort()
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
 	}
-	res.Warnings = clockWarnings(w.Parent(), mf)
+	res.Warnings = append(res.Warnings, clockWarnings(w.Parent(), mf)...)
 	mf.Seconds = time.Since(start).Seconds()
 	if err := d.Catalog.Meta.Set(ctx, pendingKey(req.Machine.ID), w.ID()); err != nil {
 		w.Abort()

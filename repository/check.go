@@ -166,3 +166,45 @@ func (r *Repository) CheckLog(ctx context.Context, mid string) error {
 	}
 	return errors.Join(bad...)
 }
+
+// CheckCommitted checks that the machine's log still has the entry that
+// committed a recovery point, or the one that deleted it. Readers of a log
+// alone cannot see that its newest entries are gone; who knows of the recovery
+// point from elsewhere can. A *DamageError, not found inside, says that it is
+// gone; deleted says that the log took it off the list.
+func (r *Repository) CheckCommitted(ctx context.Context, mid, point string) (deleted bool, err error) {
+	lost := func(cause error) error {
+		return &DamageError{Object: strings.TrimSuffix(format.LogPrefix(mid), "/"), Machine: mid, Err: fmt.Errorf(
+			"recovery point is in the catalog and not in the repository's log: the log was cut off or rolled back: %w", cause)}
+	}
+	m, err := r.machine(ctx, mid)
+	if errors.Is(err, ErrNotFound) {
+		return false, lost(err)
+	}
+	if err != nil {
+		return false, err
+	}
+	records, err := r.readLog(ctx, m)
+	if err != nil {
+		return false, err
+	}
+	entry := int64(-1)
+	for _, rec := range records {
+		if rec.err == nil && rec.Point == point && (rec.Kind == entryCommit || rec.Kind == entryDelete) {
+			entry, deleted = rec.N, rec.Kind == entryDelete
+		}
+	}
+	if entry < 0 {
+		return false, lost(ErrNotFound)
+	}
+	// It was read once; a process that runs for long has it in memory, whatever
+	// became of it since.
+	if _, err := r.st.Stat(ctx, format.LogKey(mid, entry)); err != nil {
+		err = damage.FromStore(format.LogKey(mid, entry), err)
+		if errors.Is(err, ErrNotFound) {
+			return deleted, lost(err)
+		}
+		return deleted, err
+	}
+	return deleted, nil
+}

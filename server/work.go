@@ -14,6 +14,7 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/restore"
 	"github.com/lockstep-backup/lockstep/server/internal/show"
 	"github.com/lockstep-backup/lockstep/target"
@@ -116,8 +117,19 @@ func (s *Server) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machi
 	}, backup.Request{
 		Machine: m, Full: r.Full, AllowLive: r.AllowLive, AllowIncomplete: r.AllowIncomplete, Description: r.Description, Progress: progress(p),
 	})
+	if rerr := s.recordFound(ctx, m, made); rerr != nil {
+		p.Warning("what the backup found could not be recorded in the audit log: %s", problemOf(rerr).Detail)
+		s.d.Log.Error("audit log", "machine", m.Name, "error", rerr)
+	}
+	exit := api.ExitDone
+	if len(made.Lost) > 0 {
+		exit = api.ExitDamaged
+	}
 	if err != nil {
-		return result{}, err
+		for _, w := range made.Warnings {
+			p.Warning("%s", w)
+		}
+		return result{Exit: exit}, err
 	}
 	p.Message("recovery point %s is stored", made.Point.ID)
 	for _, w := range made.Warnings {
@@ -144,7 +156,27 @@ func (s *Server) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machi
 	if err != nil {
 		return result{}, fmt.Errorf("back up %s: recovery point %s is stored, but cannot be shown: %w", m.Name, made.Point.ID, err)
 	}
-	return result{Backup: &v, Exit: exitOfState(v.State)}, nil
+	return result{Backup: &v, Exit: max(exit, exitOfState(v.State))}, nil
+}
+
+// recordFound records what a backup found out about earlier recovery points:
+// that one was committed by a process that died before it could say so, and
+// that the repository lost some.
+func (s *Server) recordFound(ctx context.Context, m catalog.Machine, made backup.Result) error {
+	var bad []error
+	for _, id := range made.CaughtUp {
+		bad = append(bad, s.record(ctx, audit.Event{
+			Action: "machine.backup", Object: m.Name, Outcome: audit.Done,
+			Detail: map[string]string{"point": id, "recorded": "later: the process that made it died before"},
+		}))
+	}
+	if len(made.Lost) > 0 {
+		bad = append(bad, s.record(ctx, audit.Event{
+			Action: "repository.loss", Object: m.Name, Outcome: audit.Failed,
+			Detail: map[string]string{"points": clip(strings.Join(made.Lost, " "))},
+		}))
+	}
+	return errors.Join(bad...)
 }
 
 // mostLeft bounds how many earlier recovery points one backup proves beside its own.
@@ -401,9 +433,15 @@ func (s *Server) verify(ctx context.Context, points []catalog.Point, p *job.Repo
 	if err != nil {
 		return result{}, err
 	}
-	req := verify.Request{Repository: repo, Progress: progress(p)}
+	req := verify.Request{Repository: repo, All: len(points) == 0, Progress: progress(p)}
+	if req.Expected, err = s.expected(ctx, repo, points); err != nil {
+		return result{}, err
+	}
 	for _, x := range points {
 		rp, err := s.repositoryPoint(ctx, repo, x)
+		if errors.Is(err, repository.ErrNotFound) && x.Repository == repo.ID() {
+			continue // it is expected, and reported as gone
+		}
 		if err != nil {
 			return result{}, err
 		}
@@ -427,4 +465,61 @@ func (s *Server) verify(ctx context.Context, points []catalog.Point, p *job.Repo
 		r.Exit = api.ExitDamaged
 	}
 	return r, err
+}
+
+// expected is what the catalog knows to be in the repository: of the recovery
+// points named, or of all. A catalog that is lost knows nothing; that has its
+// own message, and what is stored can be read all the same.
+func (s *Server) expected(ctx context.Context, repo *repository.Repository, points []catalog.Point) ([]verify.Expected, error) {
+	c, err := s.d.Catalog(ctx)
+	if err != nil {
+		s.d.Log.Warn("what the catalog expects to be stored is not known", "error", err)
+		return nil, nil
+	}
+	if len(points) == 0 {
+		if points, err = c.Points.List(ctx, catalog.PointQuery{Repository: repo.ID()}); err != nil {
+			return nil, err
+		}
+	}
+	var out []verify.Expected
+	headers := map[string][]catalog.HeaderPackage{}
+	for _, p := range points {
+		if p.Repository != repo.ID() || !p.DeletedAt.IsZero() {
+			continue
+		}
+		e := verify.Expected{Machine: p.Machine, Point: p.ID, Sequence: p.Sequence, Roots: map[string]string{}}
+		proofs, err := c.Proofs.OfPoint(ctx, p.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range proofs {
+			e.Objects = append(e.Objects, x.Key)
+		}
+		packages, err := c.Packages.OfPoint(ctx, p.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range packages {
+			e.Objects = append(e.Objects, x.Key)
+		}
+		if _, known := headers[p.Machine]; !known {
+			if headers[p.Machine], err = c.Packages.Headers(ctx, p.Machine); err != nil {
+				return nil, err
+			}
+		}
+		digests := map[string]bool{}
+		for _, d := range p.Disks {
+			e.Roots[d.Disk] = d.ContentRoot
+			for _, v := range d.Volumes {
+				digests[v.HeaderDigest] = true
+			}
+		}
+		for _, h := range headers[p.Machine] {
+			if digests[h.HeaderDigest] {
+				e.Objects = append(e.Objects, h.Key)
+			}
+		}
+		out = append(out, e)
+	}
+	return out, nil
 }

@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"strings"
 	"sync"
 
 	"github.com/lockstep-backup/lockstep/disk"
@@ -18,8 +20,23 @@ import (
 // Request says what to verify.
 type Request struct {
 	Repository *repository.Repository
-	Points     []repository.Point // none = everything in the repository
-	Progress   func(phase string, done, total int64)
+	Points     []repository.Point // what to read; with All, everything is read instead
+	All        bool
+	// Expected is what somebody outside of the repository, the catalog, knows to
+	// be in it: a repository alone cannot tell that its newest entries are gone.
+	// It has to be gathered before Run, or what is committed meanwhile is missed.
+	Expected []Expected
+	Progress func(phase string, done, total int64)
+}
+
+// Expected is a recovery point that has to be there.
+type Expected struct {
+	Machine  string // id
+	Point    string
+	Sequence int64
+	Roots    map[string]string // content roots by disk, hex
+	// Objects are the keys of statements about it in the store: proofs, packages.
+	Objects []string
 }
 
 // Result says what was read and what is damaged.
@@ -51,10 +68,12 @@ var ErrTooMuch = errors.New("more damage than can be listed")
 func Run(ctx context.Context, req Request) (Result, error) {
 	v := &verifier{req: req}
 	var err error
-	if len(req.Points) == 0 {
-		err = v.all(ctx)
-	} else {
-		err = v.points(ctx, req.Points)
+	if err = v.expected(ctx); err == nil {
+		if req.All || len(req.Points) == 0 && len(req.Expected) == 0 {
+			err = v.all(ctx)
+		} else {
+			err = v.points(ctx, req.Points)
+		}
 	}
 	if err != nil {
 		err = fmt.Errorf("verify: %w", err)
@@ -112,6 +131,114 @@ func (v *verifier) found(err error, points ...string) error {
 
 // joinType is what errors.Join makes: a list of findings, each of which counts.
 var joinType = reflect.TypeOf(errors.Join(ErrTooMuch))
+
+// expected compares what has to be there with what is.
+func (v *verifier) expected(ctx context.Context) error {
+	r := v.req.Repository
+	listed := map[string]map[string]repository.Point{} // by machine and recovery point
+	missing := map[string][]string{}                   // recovery points by object
+	var order []string
+	checked := map[string]bool{}
+	for _, e := range v.req.Expected {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		deleted, err := r.CheckCommitted(ctx, e.Machine, e.Point)
+		if err := v.found(err, e.Point); err != nil {
+			return err
+		}
+		if deleted || err != nil {
+			continue // that the catalog is behind a deletion is no damage
+		}
+		if err := v.compare(ctx, e, listed); err != nil {
+			return err
+		}
+		for _, key := range e.Objects {
+			if checked[key] {
+				if missing[key] != nil {
+					missing[key] = append(missing[key], e.Point)
+				}
+				continue
+			}
+			checked[key] = true
+			err := r.CheckObject(ctx, key)
+			if errors.Is(err, repository.ErrNotFound) {
+				// It may have gone together with its recovery point just now.
+				if deleted, derr := r.CheckCommitted(ctx, e.Machine, e.Point); derr == nil && deleted {
+					break
+				}
+				missing[key] = []string{e.Point}
+				order = append(order, key)
+				continue
+			}
+			if v.req.All {
+				continue // it is among the objects, and damage is found there
+			}
+			if err := v.found(err, e.Point); err != nil {
+				return err
+			}
+		}
+	}
+	for _, key := range order {
+		err := v.found(&repository.DamageError{Object: key, Machine: machineOf(key), Err: fmt.Errorf(
+			"it is in the catalog and not in the repository; 'lockstep prove' makes what can be made again: %w", repository.ErrNotFound)}, missing[key]...)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// machineOf takes the machine out of an object's key.
+func machineOf(key string) string {
+	if part := strings.Split(key, "/"); len(part) > 1 {
+		return part[1]
+	}
+	return ""
+}
+
+// compare compares a recovery point that is there with what it was when it was made.
+func (v *verifier) compare(ctx context.Context, e Expected, listed map[string]map[string]repository.Point) error {
+	r := v.req.Repository
+	if listed[e.Machine] == nil {
+		points, err := r.Points(ctx, e.Machine)
+		if err != nil && !errors.Is(err, repository.ErrDamaged) {
+			return err
+		}
+		listed[e.Machine] = map[string]repository.Point{}
+		for _, p := range points {
+			listed[e.Machine][p.ID] = p
+		}
+	}
+	p, ok := listed[e.Machine][e.Point]
+	if !ok {
+		return nil // it was deleted just now
+	}
+	differs := func(format string, args ...any) error {
+		return v.found(&repository.DamageError{
+			Object: "log/" + e.Machine, Machine: e.Machine,
+			Err: fmt.Errorf("recovery point differs from the catalog: "+format+": %w", append(args, repository.ErrDamaged)...),
+		}, e.Point)
+	}
+	if p.Sequence != e.Sequence {
+		return differs("it is entry %d of the log, and was entry %d", p.Sequence, e.Sequence)
+	}
+	mf, err := r.Manifest(ctx, p)
+	if errors.Is(err, repository.ErrDamaged) || errors.Is(err, repository.ErrNotFound) {
+		return nil // found when it is read
+	}
+	if err != nil {
+		return v.found(err, e.Point)
+	}
+	roots := map[string]string{}
+	for _, d := range mf.Disks {
+		roots[d.ID] = d.ContentRoot
+	}
+	if !maps.Equal(roots, e.Roots) {
+		return differs("its disks have other contents")
+	}
+	return nil
+}
 
 // all checks every object by itself, then every recovery point's content.
 func (v *verifier) all(ctx context.Context) error {

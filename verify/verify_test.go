@@ -138,12 +138,28 @@ func (w *two) backup(t *testing.T, machine int, disks ...[]byte) repository.Poin
 // run verifies with a reader that knows the store only.
 func (w *two) run(t *testing.T, st store.Store, points ...repository.Point) (verify.Result, error) {
 	t.Helper()
+	r := w.open(t, st)
+	defer r.Close()
+	return verify.Run(t.Context(), verify.Request{Repository: r, Points: points})
+}
+
+func (w *two) open(t *testing.T, st store.Store) *repository.Repository {
+	t.Helper()
 	r, err := repository.Open(t.Context(), st, repository.OpenOptions{Unlock: repository.Unlocker{Identities: w.identity}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	return verify.Run(t.Context(), verify.Request{Repository: r, Points: points})
+	return r
+}
+
+func (w *two) reader(t *testing.T) *repository.Repository { return w.open(t, w.mem) }
+
+func (w *two) keys(t *testing.T, prefix string) (keys []string) {
+	t.Helper()
+	if err := w.mem.List(t.Context(), prefix, func(i store.Info) error { keys = append(keys, i.Key); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return keys
 }
 
 func (w *two) key(t *testing.T, prefix string) string {
