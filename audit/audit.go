@@ -8,7 +8,7 @@ import "time"
 type Event struct {
 	Time    time.Time         `json:"time"`
 	Actor   string            `json:"actor"`            // "uid:0", a user's name, "system"
-	Action  string            `json:"action"`           // "backup.commit", "secret.release", "secret.destroy", …
+	Action  string            `json:"action"`           // "machine.backup", "secret.release", "secret.destroy", …
 	Object  string            `json:"object"`           // what it was done to: a machine, point, secret ref
 	Outcome string            `json:"outcome"`          // "begun", "done", "refused", "failed"
 	Reason  string            `json:"reason,omitempty"` // given by the user, or why it was refused

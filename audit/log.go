@@ -140,6 +140,37 @@ func (l *Log) Head(ctx context.Context) (Checkpoint, error) {
 	return c, nil
 }
 
+// Continues tells whether the log has the entries that a checkpoint is of, as
+// far as its stored hashes say; Verify reads the entries themselves. Every log
+// continues the zero Checkpoint.
+func (l *Log) Continues(ctx context.Context, c Checkpoint) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, fmt.Errorf("compare audit log: %w", err)
+	}
+	if c.Size <= 0 {
+		return true, nil
+	}
+	unlock, err := l.lock(false)
+	if err != nil {
+		return false, fmt.Errorf("compare audit log: %w", err)
+	}
+	defer unlock()
+	f, err := os.Open(l.path(hashesFile))
+	if err != nil {
+		return false, fmt.Errorf("compare audit log: %w", err)
+	}
+	defer f.Close()
+	t := tree{hashes: f, size: c.Size}
+	root, err := t.root()
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return false, nil // it is shorter
+	}
+	if err != nil {
+		return false, fmt.Errorf("compare audit log: %w", err)
+	}
+	return root == c.Root, nil
+}
+
 // List calls fn for every event from index from on, oldest first. It verifies
 // nothing, and stops before a line that is being written.
 func (l *Log) List(ctx context.Context, from int64, fn func(index int64, e Event) error) error {

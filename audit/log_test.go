@@ -571,3 +571,29 @@ func FuzzAuditRead(f *testing.F) {
 		}
 	})
 }
+
+func TestContinues(t *testing.T) {
+	l := openLog(t, t.TempDir())
+	appendEvents(t, l, 0, 5)
+	head, err := l.Head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := head
+	other.Root[0] ^= 1
+	longer := head
+	longer.Size = 9
+	for _, c := range []struct {
+		name string
+		c    Checkpoint
+		want bool
+	}{{"nothing", Checkpoint{}, true}, {"the head", head, true}, {"another root", other, false}, {"more than there is", longer, false}} {
+		if got, err := l.Continues(t.Context(), c.c); err != nil || got != c.want {
+			t.Errorf("%s: %v, %v", c.name, got, err)
+		}
+	}
+	appendEvents(t, l, 5, 23)
+	if got, err := l.Continues(t.Context(), head); err != nil || !got {
+		t.Errorf("a longer log: %v, %v", got, err)
+	}
+}

@@ -34,11 +34,13 @@ func (s *Server) listAudit(ctx context.Context, req *auditFrom) (*out[[]api.Audi
 }
 
 func (s *Server) verifyAudit(ctx context.Context, _ *none) (*out[api.AuditReport], error) {
-	found, err := s.d.Audit.Verify(ctx)
+	known, wrong := s.known(ctx)
+	found, err := s.d.Audit.Verify(ctx, known...)
 	if err != nil {
 		return nil, fmt.Errorf("verify the audit log: %w", err)
 	}
-	v := api.AuditReport{Entries: found.Entries, Root: found.Root.String(), Checkpoints: int(found.Checkpoints), Problems: []string{}}
+	v := api.AuditReport{Entries: found.Entries, Root: found.Root.String(), Checkpoints: int(found.Checkpoints), Problems: append([]string{}, wrong...)}
+	v.Problems = append(v.Problems, s.beginning(ctx)...)
 	for _, p := range found.Problems {
 		text := fmt.Sprintf("entry %d: %s: %s", p.Index, p.Kind, p.Text)
 		if p.AfterCrash() {

@@ -261,8 +261,11 @@ func (j jobStore) JobEventDocs(ctx context.Context, id string, after, limit int)
 // record appends to the audit log.
 func (s *Server) record(ctx context.Context, e audit.Event) error {
 	e.Time, e.Actor = s.d.Now().UTC(), s.actor(ctx)
-	_, err := s.d.Audit.Append(context.WithoutCancel(ctx), e)
-	return err
+	if _, err := s.d.Audit.Append(context.WithoutCancel(ctx), e); err != nil {
+		return err
+	}
+	s.anchor(ctx)
+	return nil
 }
 
 // begin records what is about to be done. What cannot be recorded is not done:

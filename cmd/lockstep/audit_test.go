@@ -83,3 +83,64 @@ func TestNothingIsDoneUnrecorded(t *testing.T) {
 		t.Errorf("a destruction is recorded as %q", outcomes)
 	}
 }
+
+func TestRemovedAuditLogIsNoticed(t *testing.T) {
+	w := started(t)
+	folder := dataDir(w.data).audit()
+	report := func(exit int) string {
+		t.Helper()
+		return strings.Join(asked[api.AuditReport](w, exit, "", "audit", "verify").Problems, "; ")
+	}
+	report(0)
+	w.ok("", "machine", "add", "web01", "--disk", "vda="+w.encrypted("web01.img", oldPassphrase))
+	kept := w.path("audit")
+	copyFolder(t, folder, kept) // what the log was then
+	w.ok("", "machine", "remove", "web01")
+	report(0)
+
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	if got := report(6); !strings.Contains(got, "it was removed") {
+		t.Errorf("removed: %s", got)
+	}
+	// Begun anew by whoever comes next, it is not the log of this installation.
+	w.ok("", "machine", "add", "web01", "--disk", "vda="+w.path("web01.img"))
+	if got := report(6); !strings.Contains(got, "begun anew") {
+		t.Errorf("begun anew: %s", got)
+	}
+
+	// Cut back consistently, to a time when it was whole.
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	copyFolder(t, kept, folder)
+	if got := report(6); !strings.Contains(got, "truncated") {
+		t.Errorf("cut back: %s", got)
+	}
+	// However long it grows again: what contradicts it stays.
+	for range 4 {
+		w.ok("", "machine", "remove", "web01")
+		w.ok("", "machine", "add", "web01", "--disk", "vda="+w.path("web01.img"))
+	}
+	if got := report(6); !strings.Contains(got, "edited") {
+		t.Errorf("cut back and grown: %s", got)
+	}
+	// Without the catalog it is checked by itself.
+	for _, name := range []string{"catalog.db", "catalog.db-wal", "catalog.db-shm"} {
+		if err := os.Remove(filepath.Join(w.data, name)); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	report(0)
+}
+
+func copyFolder(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(to, 0o700); err != nil {
+		t.Fatal(err)
+	}
+}

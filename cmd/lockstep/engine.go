@@ -110,6 +110,9 @@ func openEngine(dir dataDir, log *slog.Logger) (*engine, error) {
 	if e.audit, err = audit.Open(dir.audit(), custodian, envelope.KeySet{custodian.Public()}); err != nil {
 		return nil, fmt.Errorf("open audit log: %w", err)
 	}
+	if head, err := e.audit.Head(context.Background()); err == nil && head.Size == 0 {
+		log.Warn("the audit log is empty: it was removed, or restored without its content", "folder", dir.audit())
+	}
 	e.prover = prover.New(proverCommand(dir), log)
 	return e, nil
 }
