@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -12,12 +13,17 @@ import (
 	"golang.org/x/term"
 
 	"github.com/lockstep-backup/lockstep/cmd/lockstep-recover/command"
+	"github.com/lockstep-backup/lockstep/custody/prover"
 )
 
 // version is set when a release is built.
 var version = "development"
 
 func main() {
+	// The recovery identity and what it opens are in this process.
+	if err := prover.Harden(0); err != nil {
+		fmt.Fprintf(os.Stderr, "warning: %v\n", err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status := command.Main(ctx, command.Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Version: version,

@@ -5,28 +5,38 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
 
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/custody/prover"
 )
 
 // version is set when a release is built.
 var version = ""
 
-func main() {
+func main() { os.Exit(program()) }
+
+// program is all of it; tests run it in processes of their own.
+func program() int {
 	restrictFileModes()
 	// The prover is this program again, for secrets to be tried in a process of
 	// its own (see package custody/prover). Nobody types this.
 	if len(os.Args) == 3 && os.Args[1] == proverArgument {
-		os.Exit(runProver(os.Args[2]))
+		return runProver(os.Args[2])
+	}
+	// Secrets pass through this process too when they are added or released, and
+	// the repository's key stays in it.
+	if err := prover.Harden(0); err != nil {
+		fmt.Fprintf(os.Stderr, "warning: %v\n", err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := cli.Main(ctx, environment())
 	stop()
-	os.Exit(code)
+	return code
 }
 
 func environment() cli.Env {

@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/lockstep-backup/lockstep/api"
@@ -26,14 +24,8 @@ const programEnv = "LOCKSTEP_TEST_PROGRAM"
 // starts, and, where the environment says so, a lockstep command.
 func TestMain(m *testing.M) {
 	restrictFileModes()
-	if len(os.Args) == 3 && os.Args[1] == proverArgument {
-		os.Exit(runProver(os.Args[2]))
-	}
-	if os.Getenv(programEnv) != "" {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		code := cli.Main(ctx, environment())
-		stop()
-		os.Exit(code)
+	if len(os.Args) == 3 && os.Args[1] == proverArgument || os.Getenv(programEnv) != "" {
+		os.Exit(program())
 	}
 	os.Exit(m.Run())
 }

@@ -18,16 +18,16 @@ const overhead = 256 << 20
 // more than that and some overhead: then the process dies, and its parent lives.
 func Harden(memory int64) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("harden prover: forbid attaching: %w", err)
+		return fmt.Errorf("harden process: forbid attaching: %w", err)
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("harden prover: forbid core dumps: %w", err)
+		return fmt.Errorf("harden process: forbid core dumps: %w", err)
 	}
 	debug.SetTraceback("none")
 	if memory > 0 {
 		limit := uint64(memory) + overhead
 		if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
-			return fmt.Errorf("harden prover: limit memory: %w", err)
+			return fmt.Errorf("harden process: limit memory: %w", err)
 		}
 		debug.SetMemoryLimit(memory + overhead/2)
 	}
