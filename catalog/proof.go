@@ -79,6 +79,8 @@ type Packages interface {
 	PutHeader(ctx context.Context, p HeaderPackage) error
 	// Headers returns the header packages of a machine.
 	Headers(ctx context.Context, machine string) ([]HeaderPackage, error)
+	// Forget deletes a key package or header package whose sidecar is gone.
+	Forget(ctx context.Context, key string) error
 }
 
 // Declaration says that a volume is not needed, and why.

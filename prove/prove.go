@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/audit"
@@ -79,8 +80,14 @@ type Result struct {
 	Verdict  custody.Verdict
 	Opened   []Opening // by secrets in custody, in this run
 	Problems []string  // what could not be done, in words; none of it is fatal
-	Seconds  float64   // of the prover
-	PeakRSS  int64     // bytes, the prover's highest
+	// Damaged is what of the recovery point cannot be read as it was stored. An
+	// earlier proof does not make up for it, whatever the verdict says.
+	Damaged []error
+	// Unheld are versions that open it and that the key manager could not be
+	// made to hold: it may let them be destroyed.
+	Unheld  []keymanager.Ref
+	Seconds float64 // of the prover
+	PeakRSS int64   // bytes, the prover's highest
 }
 
 // Opening says that a secret opened a volume.
@@ -97,11 +104,11 @@ type Progress func(done, total int, point string)
 
 // Points tries the secrets in custody on recovery points, in the order given,
 // and records what came of it. An error is about all of it (unknown recovery
-// point, damaged manifest, context); that the key manager or the prover is away
-// is in the results.
+// point, catalog, context); that the key manager or the prover is away, or that
+// a recovery point is damaged, is in the results.
 func Points(ctx context.Context, d Deps, ids []string, progress Progress) ([]Result, error) {
 	d = d.withDefaults()
-	r := runner{Deps: d, views: map[string]*View{}, points: map[string][]repository.Point{}}
+	r := runner{Deps: d, views: map[string]*View{}, points: map[string][]repository.Point{}, headers: map[string]bool{}}
 	var out []Result
 	for i, id := range ids {
 		if progress != nil {
@@ -124,6 +131,8 @@ type runner struct {
 	Deps
 	views  map[string]*View              // by machine
 	points map[string][]repository.Point // by machine
+	// headers are the machines whose header packages were looked for in the store.
+	headers map[string]bool
 }
 
 func (r *runner) view(ctx context.Context, machine string) (*View, error) {
@@ -218,12 +227,15 @@ func (r *runner) point(ctx context.Context, id string) (Result, error) {
 	res := Result{Point: id}
 	s, err := r.subject(ctx, id)
 	if err != nil {
-		return res, err
+		return r.unreadable(ctx, res, err)
 	}
 	defer s.reader.Close()
 	res.Machine = s.catalog.Machine
 	view, err := r.view(ctx, s.catalog.Machine)
 	if err != nil {
+		return res, err
+	}
+	if err := r.reconcile(ctx, s, view, &res); err != nil {
 		return res, err
 	}
 	for _, v := range s.volumes {
@@ -238,7 +250,39 @@ func (r *runner) point(ctx context.Context, id string) (Result, error) {
 		return res, err
 	}
 	res.Verdict = view.Verdict(s.catalog)
-	r.audit(ctx, "point.prove", id, audit.Done, "", map[string]string{"state": string(res.Verdict.State), "machine": s.catalog.Machine})
+	res.Damaged = s.reader.damage
+	r.conclude(ctx, res)
+	return res, nil
+}
+
+// conclude records what came of it.
+func (r *runner) conclude(ctx context.Context, res Result) {
+	outcome, detail := audit.Done, map[string]string{"state": string(res.Verdict.State), "machine": res.Machine}
+	if len(res.Damaged) > 0 {
+		outcome = audit.Failed
+		detail["damaged"] = strconv.Itoa(len(res.Damaged))
+	}
+	r.audit(ctx, "point.prove", res.Point, outcome, "", detail)
+}
+
+// unreadable is the end for a recovery point of which not even the description
+// can be read: that is a finding. Other errors come back.
+func (r *runner) unreadable(ctx context.Context, res Result, err error) (Result, error) {
+	if ctx.Err() != nil || !isDamage(err) {
+		return res, err
+	}
+	cp, cerr := r.Catalog.Points.Get(ctx, res.Point)
+	if cerr != nil {
+		return res, errors.Join(err, cerr)
+	}
+	res.Machine, res.Damaged = cp.Machine, []error{err}
+	view, verr := r.view(ctx, cp.Machine)
+	if verr != nil {
+		return res, errors.Join(err, verr)
+	}
+	res.Verdict = view.Verdict(cp)
+	res.Problems = append(res.Problems, err.Error())
+	r.conclude(ctx, res)
 	return res, nil
 }
 
@@ -374,6 +418,9 @@ func (r *runner) placeHold(ctx context.Context, p custody.Proof, res *Result) er
 		// again by the next run; the proof is worth more than it.
 		r.Log.Warn("place hold", "secret", p.Secret.String(), "point", p.Point, "error", err)
 		res.Problems = append(res.Problems, fmt.Sprintf("secret %s could not be held in the key manager", p.Secret))
+		if !slices.Contains(res.Unheld, p.Secret) {
+			res.Unheld = append(res.Unheld, p.Secret)
+		}
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ type pointReader struct {
 	mf      *repository.Manifest
 	open    map[string]*repository.DiskReader
 	headers map[string]*repository.Header
+	damage  []error // of what is stored, as reading it found; each once
 }
 
 func newPointReader(ctx context.Context, repo *repository.Repository, mf *repository.Manifest) *pointReader {
@@ -37,8 +38,33 @@ func (r *pointReader) Close() {
 
 var errUnread = errors.New("this range could not be read when the recovery point was made")
 
+// maxDamage bounds what one recovery point's proof remembers of damage.
+const maxDamage = 16
+
+// note keeps what is damage: to the prover every failed read is alike.
+func (r *pointReader) note(err error) {
+	if !isDamage(err) || len(r.damage) >= maxDamage {
+		return
+	}
+	if !slices.ContainsFunc(r.damage, func(e error) bool { return e.Error() == err.Error() }) {
+		r.damage = append(r.damage, err)
+	}
+}
+
+// isDamage says whether an error is about what the repository stores, not
+// about getting at it.
+func isDamage(err error) bool {
+	return errors.Is(err, repository.ErrDamaged) || errors.Is(err, repository.ErrNotFound) || errors.Is(err, repository.ErrUntrusted)
+}
+
 // ReadAt implements custody.PointReader.
 func (r *pointReader) ReadAt(id, volume string, header bool, p []byte, off int64) (int, error) {
+	n, err := r.readAt(id, volume, header, p, off)
+	r.note(err)
+	return n, err
+}
+
+func (r *pointReader) readAt(id, volume string, header bool, p []byte, off int64) (int, error) {
 	i := slices.IndexFunc(r.mf.Disks, func(d repository.Disk) bool { return d.ID == id })
 	if i < 0 {
 		return 0, fmt.Errorf("read recovery point: there is no disk %q", id)

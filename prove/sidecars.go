@@ -64,6 +64,62 @@ func ReadPoint(ctx context.Context, repo *repository.Repository, mf *repository.
 	return out, nil
 }
 
+// reconcile drops from the catalog, and from view, the proofs and packages
+// whose sidecars are gone from the repository or damaged: they are no good to
+// somebody who has the repository alone, and are made again.
+func (r *runner) reconcile(ctx context.Context, s *subject, view *View, res *Result) error {
+	gone := func(key string) bool {
+		err := r.Repo.CheckObject(ctx, key)
+		return err != nil && ctx.Err() == nil && isDamage(err)
+	}
+	id, lost := s.catalog.ID, 0
+	var keep []catalog.Proof
+	for _, p := range view.proofs[id] {
+		if !gone(p.Key) {
+			keep = append(keep, p)
+			continue
+		}
+		lost++
+		if err := r.Catalog.Proofs.Forget(ctx, p.Key); err != nil {
+			return fmt.Errorf("compare proofs with the repository: %w", err)
+		}
+	}
+	view.proofs[id] = keep
+	var packages []catalog.Package
+	for _, p := range view.packages[id] {
+		if !gone(p.Key) {
+			packages = append(packages, p)
+			continue
+		}
+		lost++
+		if err := r.Catalog.Packages.Forget(ctx, p.Key); err != nil {
+			return fmt.Errorf("compare key packages with the repository: %w", err)
+		}
+	}
+	view.packages[id] = packages
+	if machine := s.catalog.Machine; !r.headers[machine] {
+		r.headers[machine] = true
+		headers, err := r.Catalog.Packages.Headers(ctx, machine)
+		if err != nil {
+			return fmt.Errorf("compare header packages with the repository: %w", err)
+		}
+		for _, h := range headers {
+			if !gone(h.Key) {
+				continue
+			}
+			lost++
+			if err := r.Catalog.Packages.Forget(ctx, h.Key); err != nil {
+				return fmt.Errorf("compare header packages with the repository: %w", err)
+			}
+		}
+	}
+	if lost > 0 {
+		r.Log.Warn("proofs and packages are not in the repository any more", "point", id, "lost", lost)
+		res.Problems = append(res.Problems, fmt.Sprintf("%d proofs and packages were lost or damaged in the repository; they are made again as far as their secrets can be had", lost))
+	}
+	return ctx.Err()
+}
+
 // MachineCustody is what a repository says about the custody of a machine as a
 // whole, verified.
 type MachineCustody struct {

@@ -56,8 +56,14 @@ func (s *Server) start(ctx context.Context, kind string, e audit.Event, do work,
 			if cause := context.Cause(ctx); err != nil && ctx.Err() != nil && cause != nil && !errors.Is(err, cause) {
 				err = fmt.Errorf("%w: %w", cause, err)
 			}
+			if err == nil && r.Exit == api.ExitDamaged && (kind == kindProve || kind == kindVerify) {
+				err = errFound
+			}
 			return r, err
 		})
+		if errors.Is(err, errFound) {
+			err = nil // the job did what it is for
+		}
 		return err
 	}, keys...)
 	if err != nil {
@@ -67,6 +73,9 @@ func (s *Server) start(ctx context.Context, kind string, e audit.Event, do work,
 	}
 	return &out[api.Job]{Body: jobView(j)}, nil
 }
+
+// errFound has the audit log say that a job which looks for damage found some.
+var errFound = fmt.Errorf("%w was found", repository.ErrDamaged)
 
 func withJob(e audit.Event, id string) audit.Event {
 	detail := map[string]string{"job": id}
@@ -149,6 +158,10 @@ func (s *Server) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machi
 			if x.Point == made.Point.ID { // of the others it was said in their time
 				p.Warning("%s", problem)
 			}
+		}
+		exit = max(exit, exitOfProof(x))
+		for _, d := range x.Damaged {
+			p.Warning("recovery point %s cannot be read as it was stored: %s", x.Point, show.OneLine(d.Error()))
 		}
 	}
 	p.Progress(job.Progress{Phase: "prove", Done: 1, Total: 1, Unit: "points"})
@@ -235,6 +248,19 @@ func exitOfState(state string) int {
 	}
 }
 
+// exitOfProof is what proving found beside the state: damage, or a secret that
+// nothing keeps from being destroyed.
+func exitOfProof(r prove.Result) int {
+	switch {
+	case len(r.Damaged) > 0:
+		return api.ExitDamaged
+	case len(r.Unheld) > 0:
+		return api.ExitNotProven
+	default:
+		return api.ExitDone
+	}
+}
+
 func (s *Server) startProofs(ctx context.Context, req *in[api.ProveRequest]) (*out[api.Job], error) {
 	e := audit.Event{Action: "points.prove"}
 	c, err := s.d.Catalog(ctx)
@@ -302,9 +328,17 @@ func (s *Server) prove(ctx context.Context, c *catalog.Catalog, ids []string, p 
 			machines[x.Machine] = points
 		}
 		if i := slices.IndexFunc(points, func(v api.Point) bool { return v.ID == x.Point }); i >= 0 {
-			r.Prove = append(r.Prove, points[i])
-			r.Exit = max(r.Exit, exitOfState(points[i].State))
+			v := points[i]
+			// The state rests on proofs of earlier days; what was just seen comes first.
+			for _, d := range slices.Backward(x.Damaged) {
+				text := "damaged: it cannot be read as it was stored: " + show.OneLine(d.Error())
+				v.Why = append([]string{text}, v.Why...)
+				p.Warning("%s: %s", x.Point, text)
+			}
+			r.Prove = append(r.Prove, v)
+			r.Exit = max(r.Exit, exitOfState(v.State))
 		}
+		r.Exit = max(r.Exit, exitOfProof(x))
 	}
 	return r, err
 }

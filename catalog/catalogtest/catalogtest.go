@@ -420,6 +420,19 @@ func testPackages(t *testing.T, open Open) {
 	headers, err := c.Packages.Headers(ctx, "m1")
 	ok(t, err)
 	same(t, headers, []catalog.HeaderPackage{h, h2})
+
+	for _, key := range []string{"side/1", "side/3", "side/3", "side/none"} {
+		ok(t, c.Packages.Forget(ctx, key))
+	}
+	got, err = c.Packages.OfPoint(ctx, "aa01")
+	ok(t, err)
+	same(t, len(got), 0)
+	got, err = c.Packages.OfPoint(ctx, "ff99")
+	ok(t, err)
+	same(t, got, []catalog.Package{elsewhere})
+	headers, err = c.Packages.Headers(ctx, "m1")
+	ok(t, err)
+	same(t, len(headers), 0)
 }
 
 func testDeclarations(t *testing.T, open Open) {

@@ -120,6 +120,15 @@ func (s packages) Headers(ctx context.Context, machine string) ([]catalog.Header
 	})
 }
 
+func (s packages) Forget(ctx context.Context, key string) error {
+	for _, table := range []string{"packages", "header_packages"} {
+		if _, err := s.exec(ctx, "forget package "+key, `DELETE FROM `+table+` WHERE key = ?`, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 type declarations struct{ session }
 
 const declarationColumns = `key, machine, disk, volume, reason, time, withdrawn`

@@ -70,3 +70,57 @@ func TestLostRecoveryPoints(t *testing.T) {
 		t.Errorf("the loss is not in the audit log:\n%s", log)
 	}
 }
+
+// TestDamageIsNotProven: a recovery point that cannot be read is not proven by
+// what was proven of it before.
+func TestDamageIsNotProven(t *testing.T) {
+	w, _ := web(t)
+	w.backup(api.StateUnrecoverable)
+	w.add(oldPassphrase)
+	p := w.backup(api.StateProven)
+	back := w.move("map/*")
+	found := asked[[]api.Point](w, 6, "", "prove", p.ID)
+	if len(found) != 1 || len(found[0].Why) == 0 || !strings.HasPrefix(found[0].Why[0], "damaged:") {
+		t.Errorf("proven: %+v", found)
+	}
+	if out, _ := w.want(6, "", "prove", p.ID); !strings.Contains(out, "damaged:") {
+		t.Errorf("prove says\n%s", out)
+	}
+	entries := asked[[]api.AuditEntry](w, 0, "", "audit", "list")
+	for _, action := range []string{"point.prove", "points.prove"} {
+		i := slices.IndexFunc(entries, func(e api.AuditEntry) bool { return e.Action == action && e.Outcome == "failed" })
+		if i < 0 {
+			t.Errorf("no %s has failed in the audit log", action)
+		}
+	}
+	back()
+	w.ok("", "prove", p.ID)
+	w.ok("", "verify")
+}
+
+// TestLostSidecarsAreNoticedAndMadeAgain: verify misses them, prove makes them again.
+func TestLostSidecarsAreNoticedAndMadeAgain(t *testing.T) {
+	w, _ := web(t)
+	w.backup(api.StateUnrecoverable)
+	w.add(oldPassphrase)
+	p := w.backup(api.StateProven)
+	for _, kind := range []string{"proof-*", "keypackage-*", "headerpackage-*"} {
+		pattern := "side/*/" + p.ID + "/" + kind
+		if kind == "headerpackage-*" {
+			pattern = "side/*/*/" + kind
+		}
+		w.move(pattern)
+		for _, args := range [][]string{{"verify"}, {"verify", p.ID}} {
+			if v := asked[api.VerifyResult](w, 6, "", args...); !namesPoint(v, p.ID) {
+				t.Errorf("%v without %s: %+v", args, kind, v.Damage)
+			}
+		}
+		w.ok("", "prove", p.ID)
+		if v := asked[api.VerifyResult](w, 0, "", "verify"); len(v.Damage) != 0 {
+			t.Errorf("after proving again without %s: %+v", kind, v.Damage)
+		}
+		if found, _ := filepath.Glob(filepath.Join(w.data, "repository", pattern)); len(found) == 0 {
+			t.Errorf("%s was not made again", kind)
+		}
+	}
+}
