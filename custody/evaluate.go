@@ -40,6 +40,12 @@ type VolumeFacts struct {
 	// Claims are the secret versions that claim the volume (see Candidates),
 	// disabled ones too, with what came of trying them on this header.
 	Claims []Claim
+
+	// Loss is what its place lost since an earlier recovery point, nil = nothing
+	// (see History); a volume of which nothing is left is there for its Loss alone.
+	Loss *Loss
+	// Cut is how many bytes of it the end of the disk cuts off.
+	Cut int64
 }
 
 // ProofFacts is what of a valid proof the state depends on.
@@ -54,6 +60,7 @@ type ProofFacts struct {
 // Claim is a secret version that claims a volume.
 type Claim struct {
 	Secret keymanager.Ref
+	Kind   diskcrypt.Kind
 	State  keymanager.State
 	Tried  Tried
 	Why    string // in words, where it could not be tried to an end
@@ -67,6 +74,7 @@ const (
 	Untried Tried = ""
 	Opens   Tried = "opens"
 	Refused Tried = "refused" // opens no protector of this very header: for ever
+	Claimed Tried = "claimed" // opened this very header elsewhere, and was not tried on this recovery point
 	Stopped Tried = "stopped" // could not be tried to an end: limits, time, format; says nothing
 )
 
@@ -92,6 +100,7 @@ type Verdict struct {
 // equal verdict. The worst volume decides; volumes declared not needed do not count.
 func Evaluate(f PointFacts) Verdict {
 	v := Verdict{State: Plain}
+	declared := 0
 	for _, vol := range f.Volumes {
 		s := f.volume(vol)
 		v.Volumes = append(v.Volumes, s)
@@ -100,6 +109,7 @@ func Evaluate(f PointFacts) Verdict {
 			v.SelfOpening = true
 		}
 		if s.NotNeeded != "" {
+			declared++
 			v.Why = append(v.Why, fmt.Sprintf("%s: not needed: %s", name, s.NotNeeded))
 			continue
 		}
@@ -108,6 +118,9 @@ func Evaluate(f PointFacts) Verdict {
 			v.Why = append(v.Why, name+": "+w)
 		}
 	}
+	if declared > 0 && declared == len(f.Volumes) {
+		v.Why = append([]string{whyAllDeclared}, v.Why...)
+	}
 	for _, w := range f.SelfOpening {
 		v.SelfOpening = true
 		v.Why = append(v.Why, "self-opening: "+w)
@@ -115,7 +128,11 @@ func Evaluate(f PointFacts) Verdict {
 	return v
 }
 
-const whyOpaque = "high entropy without a known header: may be VeraCrypt or plain dm-crypt"
+const (
+	whyOpaque = "high entropy without a known header: may be VeraCrypt or plain dm-crypt"
+	// Plain, but not because everybody can read it.
+	whyAllDeclared = "every encrypted volume is declared not needed"
+)
 
 func (f PointFacts) volume(vol VolumeFacts) VolumeState {
 	s := VolumeState{Disk: vol.Disk, Volume: vol.Volume.ID, NotNeeded: vol.NotNeeded}
@@ -150,6 +167,9 @@ func (f PointFacts) volume(vol VolumeFacts) VolumeState {
 	}
 	if vol.Volume.Conversion != "" {
 		s.Why = append(s.Why, "conversion in progress: "+vol.Volume.Conversion)
+	}
+	if vol.Cut > 0 {
+		s.Why = append(s.Why, fmt.Sprintf("the disk ends before it does: %d bytes of it are missing", vol.Cut))
 	}
 	return s
 }
@@ -198,41 +218,62 @@ func (f PointFacts) unopened(vol VolumeFacts) (State, []string) {
 	case f.Shredded != "":
 		return Shredded, []string{"its secrets were destroyed on purpose: certificate " + f.Shredded}
 	}
-	if vol.Volume.HeaderDigest == "" && isLUKS(vol.Volume.Type) {
+	lost := vol.Loss != nil && !vol.Loss.Erased
+	if vol.Volume.HeaderDigest == "" && (lost || isLUKS(vol.Volume.Type)) {
 		// Whatever secrets claim it: there is nothing left that they could open.
-		return Unrecoverable, []string{"its header cannot be read: " + orText(vol.Volume.Unsupported, "it is damaged")}
+		var why []string
+		if lost {
+			why = append(why, vol.Loss.text(vol.Disk))
+		}
+		if isLUKS(vol.Volume.Type) {
+			why = append(why, "its header cannot be read: "+orText(vol.Volume.Unsupported, "it is damaged"))
+		}
+		return Unrecoverable, why
 	}
-	var why []string
-	refused := 0
+	why, refused := vol.claims()
+	if vol.Loss != nil {
+		why = append([]string{vol.Loss.text(vol.Disk)}, why...)
+	}
+	switch {
+	case f.ManagerErr != nil:
+		return Unproven, append(why, managerWords(f.ManagerErr))
+	case vol.Volume.Type == diskcrypt.TypeOpaque:
+		return Opaque, []string{whyOpaque}
+	case vol.Loss != nil && len(why) == 1:
+		return Unrecoverable, why
+	case len(why) > 0:
+		return Unproven, why
+	case refused > 0:
+		why = append(why, fmt.Sprintf("none of %d escrowed secret versions opens it", refused))
+	case vol.Volume.Unsupported == "":
+		why = append(why, "no escrowed secret claims to open it")
+	}
+	if vol.Volume.Unsupported != "" {
+		// No secret would change that, so nothing is said of there being none.
+		why = append([]string{ReasonUnsupported + vol.Volume.Unsupported}, why...)
+	}
+	return Unrecoverable, why
+}
+
+// claims says of the secret versions that may open the volume why they were not
+// shown to, and how many were shown not to.
+func (vol VolumeFacts) claims() (why []string, refused int) {
 	for _, c := range vol.Claims {
 		switch {
 		case c.Tried == Refused:
 			refused++
 		case c.State == keymanager.Destroyed:
+		case vol.Loss != nil && vol.Loss.Erased && c.Kind != diskcrypt.KindVolumeKey:
+			// Without a key slot the volume key alone opens it.
 		case c.Tried == Stopped:
 			why = append(why, fmt.Sprintf("secret %s could not be tried: %s", c.Secret, c.Why))
 		case c.State == keymanager.Disabled:
 			why = append(why, fmt.Sprintf("secret %s claims to open it, but is disabled", c.Secret))
 		default:
-			why = append(why, fmt.Sprintf("secret %s claims to open it and was not tried yet", c.Secret))
+			why = append(why, fmt.Sprintf("secret %s claims to open it; it was not tried yet, or not to an end", c.Secret))
 		}
 	}
-	if f.ManagerErr != nil {
-		return Unproven, append(why, managerWords(f.ManagerErr))
-	}
-	if vol.Volume.Type == diskcrypt.TypeOpaque {
-		return Opaque, []string{whyOpaque}
-	}
-	if len(why) > 0 {
-		return Unproven, why
-	}
-	if vol.Volume.Unsupported != "" {
-		why = append(why, "cannot be opened by this version: "+vol.Volume.Unsupported)
-	}
-	if refused > 0 {
-		return Unrecoverable, append(why, fmt.Sprintf("none of %d escrowed secret versions opens it", refused))
-	}
-	return Unrecoverable, append(why, "no escrowed secret claims to open it")
+	return why, refused
 }
 
 func isLUKS(t string) bool { return t == diskcrypt.TypeLUKS1 || t == diskcrypt.TypeLUKS2 }

@@ -79,7 +79,7 @@ func TestEvaluate(t *testing.T) {
 		{"certificate, but it still opens", PointFacts{Shredded: "c", Versions: active, Volumes: []VolumeFacts{proven}}, Proven, ""},
 		{"gone from the manager, package left", PointFacts{Volumes: []VolumeFacts{proven}}, AtRisk, "only copy"},
 		{"gone from the manager", PointFacts{Volumes: []VolumeFacts{oneCopy}}, Unrecoverable, "not in the key manager"},
-		{"untried", PointFacts{Versions: active, Volumes: []VolumeFacts{untried}}, Unproven, "not tried yet"},
+		{"untried", PointFacts{Versions: active, Volumes: []VolumeFacts{untried}}, Unproven, "was not tried yet, or not to an end"},
 		{"stopped", PointFacts{Versions: active, Volumes: []VolumeFacts{claim(keymanager.Active, Stopped)}}, Unproven, "it takes too long"},
 		{"disabled claim", PointFacts{Versions: active, Volumes: []VolumeFacts{claim(keymanager.Disabled, Untried)}}, Unproven, "is disabled"},
 		{"destroyed claim", PointFacts{Versions: active, Volumes: []VolumeFacts{claim(keymanager.Destroyed, Untried)}}, Unrecoverable, "no escrowed secret"},
@@ -260,7 +260,7 @@ func TestCompare(t *testing.T) {
 		{name: "unchanged", now: DiskVolumes{Volumes: []diskcrypt.Volume{base}}, want: []k{ChangeNone}},
 		{name: "token added", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.SequenceID = 6 })}, want: []k{ChangeHeader}},
 		{name: "credential added", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Protectors = prot("v1:a/x", "v1:b/y") })}, want: []k{ChangeCredentialAdded}, text: "escrow the new one"},
-		{name: "credential removed", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Protectors = nil })}, want: []k{ChangeProtectorRemoved}},
+		{name: "credential removed", parent: with(func(v *diskcrypt.Volume) { v.Protectors = prot("v1:a/x", "v1:b/y") }), now: DiskVolumes{Volumes: []diskcrypt.Volume{base}}, want: []k{ChangeProtectorRemoved}},
 		{name: "passphrase changed", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Protectors = prot("v1:b/y") })}, want: []k{ChangeProtectorRotated}, text: "old recovery points still open with the old secret"},
 		{name: "new epoch", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Epoch = "v1:e2"; v.Protectors = prot("v1:b/y") })}, want: []k{ChangeNewEpoch}, text: "full-size incremental"},
 		{name: "re-encryption in progress", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Conversion = "re-encryption, 40 %"; v.Epoch = "v1:e2" })}, want: []k{ChangeConversion, ChangeNewEpoch}, text: "40 %"},
@@ -271,11 +271,11 @@ func TestCompare(t *testing.T) {
 		{name: "key slot damaged", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Protectors = prot("v1:a/broken") })}, want: []k{ChangeAreaDamage}},
 		{name: "key slot unreadable", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Protectors = prot("v1:a/") })}, want: []k{ChangeAreaDamage}},
 		{name: "damaged and another added", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Protectors = prot("v1:a/broken", "v1:b/y") })}, want: []k{ChangeAreaDamage, ChangeCredentialAdded}},
-		{name: "header erased", now: DiskVolumes{Present: []string{"p2"}}, want: []k{ChangeHeaderLoss}, text: "restore the header"},
+		{name: "header erased", now: DiskVolumes{Areas: areas("disk", diskcrypt.ClassTable, "p2", diskcrypt.ClassUnknown)}, want: []k{ChangeHeaderLoss}, text: "header export R/vda/p2"},
 		{name: "only ciphertext is left", now: DiskVolumes{Volumes: []diskcrypt.Volume{{ID: "p2", Type: diskcrypt.TypeOpaque}}}, want: []k{ChangeHeaderLoss}},
 		{name: "header damaged", now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.HeaderDigest, v.Protectors = "", nil })}, want: []k{ChangeHeaderLoss}},
-		{name: "decrypted", now: DiskVolumes{Present: []string{"p2"}, Plain: []string{"p2"}}, want: []k{ChangeEncryptionOff}},
-		{name: "partition gone", now: DiskVolumes{}, want: []k{ChangeVolumeGone}},
+		{name: "decrypted", now: DiskVolumes{Areas: areas("disk", diskcrypt.ClassTable, "p2", "ext4")}, want: []k{ChangeEncryptionOff}, text: "was luks2, is now ext4"},
+		{name: "partition gone", now: DiskVolumes{Areas: areas("disk", diskcrypt.ClassTable)}, want: []k{ChangeVolumeGone}},
 		{name: "encrypted", parent: []diskcrypt.Volume{}, now: DiskVolumes{Volumes: []diskcrypt.Volume{base}}, want: []k{ChangeEncryptionOn}},
 		{name: "being encrypted", parent: []diskcrypt.Volume{}, now: DiskVolumes{Volumes: with(func(v *diskcrypt.Volume) { v.Conversion = "encryption, 10 %" })}, want: []k{ChangeEncryptionOn, ChangeConversion}},
 	}
@@ -285,7 +285,7 @@ func TestCompare(t *testing.T) {
 				c.parent = []diskcrypt.Volume{base}
 			}
 			c.now.Disk = "vda"
-			got := Compare([]DiskVolumes{{Disk: "vda", Volumes: c.parent}}, []DiskVolumes{c.now}, c.history...)
+			got := Compare([]DiskVolumes{{Disk: "vda", Point: "R", Volumes: c.parent}}, []DiskVolumes{c.now}, c.history...)
 			var kinds []k
 			var text strings.Builder
 			for _, x := range got {
@@ -300,6 +300,14 @@ func TestCompare(t *testing.T) {
 			}
 		})
 	}
+}
+
+// areas are pairs of place and class.
+func areas(pairs ...string) (out []diskcrypt.Area) {
+	for i := 0; i < len(pairs); i += 2 {
+		out = append(out, diskcrypt.Area{ID: pairs[i], Class: pairs[i+1]})
+	}
+	return out
 }
 
 func TestCompareDisks(t *testing.T) {

@@ -538,6 +538,93 @@ func TestAllProtectorsAreNamed(t *testing.T) {
 	}
 }
 
+// A header that is lost is missed as long as a recovery point remembers it, and
+// known again when it is put back.
+func TestHeaderLossAndReturn(t *testing.T) {
+	e := provetest.New(t)
+	dev := e.Encrypted("a")
+	m := e.Machine("web", map[string]*provetest.Device{"vda": dev})
+	added, err := e.Add(m, "a")
+	e.Must(err)
+	first, _ := e.Backup(m)
+	header := bytes.Clone(dev.Bytes[:1<<20])
+	opens := func(point string) custody.Tried {
+		p, err := e.Catalog.Points.Get(ctx, point)
+		e.Must(err)
+		v, err := prove.Load(ctx, e.Deps, m.ID)
+		e.Must(err)
+		return v.Opens(p, added.Version.Ref)
+	}
+	lost := func(point string, want ...string) {
+		t.Helper()
+		s := e.State(point)
+		why := strings.Join(s.Why, "\n")
+		for _, w := range append(want, "vda/disk: header loss: ") {
+			if s.State != custody.Unrecoverable || !strings.Contains(why, w) {
+				t.Errorf("%s %q, want unrecoverable with %q", s.State, s.Why, w)
+			}
+		}
+	}
+
+	clear(dev.Bytes[:1<<20])
+	zeroed, _ := e.Backup(m)
+	lost(zeroed, "recovery point "+first+" has it", "lockstep header export "+first+"/vda/disk")
+	still, _ := e.Backup(m)
+	lost(still, "recovery point "+first+" has it")
+	if got := opens(still); got == custody.Opens || got == custody.Claimed {
+		t.Errorf("without a header: %s", got)
+	}
+
+	copy(dev.Bytes, header)
+	back, _ := e.Backup(m)
+	p, err := e.Catalog.Points.Get(ctx, back)
+	e.Must(err)
+	v, err := prove.Load(ctx, e.Deps, m.ID)
+	e.Must(err)
+	if c := v.Changes(p); len(c) != 1 || c[0].Kind != custody.ChangeHeaderReturned || !strings.Contains(c[0].Text, first) {
+		t.Errorf("changes: %v", c)
+	}
+	if s := e.State(back); s.State != custody.Proven || opens(back) != custody.Opens {
+		t.Errorf("back: %s %q, %s", s.State, s.Why, opens(back))
+	}
+
+	// With the last recovery point that has it deleted, it is not forgotten.
+	for _, id := range []string{first, back} {
+		e.Must(e.Catalog.Points.Delete(ctx, id, e.Now(), "test"))
+	}
+	lost(still, "were deleted")
+}
+
+// What opened the same header in another recovery point claims this one, and is
+// not shown as a proof of it.
+func TestOpensNeedsAProof(t *testing.T) {
+	e := provetest.New(t)
+	m := e.Machine("web", map[string]*provetest.Device{"vda": e.Encrypted("a")})
+	added, err := e.Add(m, "a")
+	e.Must(err)
+	first, _ := e.Backup(m)
+	e.Manager.Away = true
+	second, res := e.Backup(m)
+	if res.Verdict.State != custody.Unproven {
+		t.Fatalf("%+v", res.Verdict)
+	}
+	e.Manager.Away = false
+	opens := func(point string) custody.Tried {
+		p, err := e.Catalog.Points.Get(ctx, point)
+		e.Must(err)
+		v, err := prove.Load(ctx, e.Deps, m.ID)
+		e.Must(err)
+		return v.Opens(p, added.Version.Ref)
+	}
+	if opens(first) != custody.Opens || opens(second) != custody.Claimed {
+		t.Errorf("proven: %s, not proven: %s", opens(first), opens(second))
+	}
+	e.Must(prove.DeclareNotNeeded(ctx, e.Deps, m, custody.VolumeKey{Disk: "vda", Volume: "disk"}, "nobody reads it"))
+	if got := opens(first); got != custody.Opens {
+		t.Errorf("declared not needed, the proof is still one: %s", got)
+	}
+}
+
 func TestCanceled(t *testing.T) {
 	e := provetest.New(t)
 	m := e.Machine("web", map[string]*provetest.Device{"vda": e.Encrypted("a")})

@@ -31,6 +31,7 @@ type View struct {
 	packages   map[string][]catalog.Package // by recovery point
 	declared   map[custody.VolumeKey]string // reasons in force
 	points     []catalog.Point              // of the machine, by repository and sequence
+	before     map[string]custody.History   // what came before each of them
 	attempts   map[string]map[keymanager.Ref]catalog.Attempt
 	stopped    map[string]map[keymanager.Ref]string // by header digest, of this run
 }
@@ -91,10 +92,11 @@ func Load(ctx context.Context, d Deps, machine string) (*View, error) {
 
 // loadAttempts reads what was tried on the headers of this machine.
 func (v *View) loadAttempts(ctx context.Context) error {
-	var err error
-	if v.points, err = v.d.Catalog.Points.List(ctx, catalog.PointQuery{Machine: v.machine}); err != nil {
+	all, err := v.d.Catalog.Points.List(ctx, catalog.PointQuery{Machine: v.machine, Deleted: true})
+	if err != nil {
 		return fmt.Errorf("load custody: %w", err)
 	}
+	v.remember(all)
 	for _, p := range v.points {
 		for _, d := range p.Disks {
 			for _, x := range d.Volumes {
@@ -105,6 +107,24 @@ func (v *View) loadAttempts(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// remember keeps the points that are listed, and for each what was on the disks
+// before; what was deleted since counts there too, or losing a header would be
+// forgotten with the recovery point that had it.
+func (v *View) remember(all []catalog.Point) {
+	v.before = map[string]custody.History{}
+	history, repository := custody.History(nil), ""
+	for _, p := range all {
+		if p.Repository != repository {
+			history, repository = nil, p.Repository
+		}
+		if p.DeletedAt.IsZero() {
+			v.points = append(v.points, p)
+			v.before[p.ID] = history
+		}
+		history = history.After(Found(p))
+	}
 }
 
 func (v *View) tried(ctx context.Context, digest string) (map[keymanager.Ref]catalog.Attempt, error) {
@@ -147,26 +167,33 @@ func (v *View) Secrets() ([]keymanager.Info, error) {
 // Proofs returns the valid proofs of a recovery point by time.
 func (v *View) Proofs(point string) []catalog.Proof { return v.proofs[point] }
 
-// Opens says what is known of a secret version and a recovery point: opens
-// some needed volume of it, opens none of them, or has not been tried on all.
+// Opens says what is known of a secret version and a recovery point: it is
+// proven to open some volume of it, claimed to (it opened the same header
+// elsewhere), opens none of those that are needed, or has not been tried on all.
 func (v *View) Opens(p catalog.Point, ref keymanager.Ref) custody.Tried {
 	out := custody.Refused
 	for _, d := range p.Disks {
 		for _, x := range d.Volumes {
-			if v.notNeeded(d.Disk, x.Volume) != "" {
+			if v.proven(p.ID, d.Disk, x.Volume, ref) {
+				return custody.Opens
+			}
+			if v.notNeeded(d.Disk, x.Volume) != "" || v.headerless(p, d.Disk, x) {
 				continue
 			}
 			switch a, known := v.attempts[x.HeaderDigest][ref]; {
-			case v.proven(p.ID, d.Disk, x.Volume, ref):
-				return custody.Opens
-			case !known:
+			case known && len(a.Opened) > 0:
+				out = custody.Claimed
+			case !known && out != custody.Claimed:
 				out = custody.Untried
-			case len(a.Opened) > 0:
-				return custody.Opens
 			}
 		}
 	}
 	return out
+}
+
+// headerless says that a volume lost the header that a secret could open.
+func (v *View) headerless(p catalog.Point, disk string, x catalog.Volume) bool {
+	return x.HeaderDigest == "" && v.before[p.ID].Lost(disk, VolumeOf(x)) != nil
 }
 
 func (v *View) proven(point, disk, volume string, ref keymanager.Ref) bool {
@@ -224,25 +251,42 @@ func (v *View) Verdict(p catalog.Point) custody.Verdict {
 	if errors.Is(v.managerErr, keymanager.ErrDamaged) && len(v.secrets) > 0 {
 		f.ManagerErr = fmt.Errorf("some secrets cannot be read: %w", v.managerErr)
 	}
-	for _, d := range p.Disks {
-		f.SelfOpening = append(f.SelfOpening, bekVolumes(d)...)
-		for _, x := range d.Volumes {
-			vol := VolumeOf(x)
-			vf := custody.VolumeFacts{Disk: d.Disk, Volume: vol, NotNeeded: v.notNeeded(d.Disk, x.Volume)}
-			for _, proof := range v.proofs[p.ID] {
-				if proof.Disk == d.Disk && proof.Volume == x.Volume {
-					vf.Proofs = append(vf.Proofs, custody.ProofFacts{
-						Secret: refOf(proof), Time: proof.Time, Packages: v.copies(p.ID, refOf(proof)),
-					})
-				}
-			}
-			for _, c := range custody.Candidates(v.query(p, d.Disk, vol)) {
-				vf.Claims = append(vf.Claims, v.claim(c, vol.HeaderDigest))
-			}
-			f.Volumes = append(f.Volumes, vf)
+	before := v.before[p.ID]
+	for i, d := range Found(p) {
+		for _, e := range before.Missing(d) {
+			gone := diskcrypt.Volume{ID: e.Volume.ID, Range: e.Volume.Range, Type: e.Volume.Type}
+			f.Volumes = append(f.Volumes, custody.VolumeFacts{
+				Disk: d.Disk, Volume: gone, NotNeeded: v.notNeeded(d.Disk, gone.ID), Loss: &custody.Loss{Earlier: e},
+			})
 		}
+		f.Volumes = append(f.Volumes, v.facts(p, p.Disks[i], d)...)
+		f.SelfOpening = append(f.SelfOpening, bekVolumes(p.Disks[i])...)
 	}
 	return custody.Evaluate(f)
+}
+
+// facts are those of the volumes that were found on a disk.
+func (v *View) facts(p catalog.Point, d catalog.PointDisk, found custody.DiskVolumes) []custody.VolumeFacts {
+	var out []custody.VolumeFacts
+	for i, vol := range found.Volumes {
+		place := d.Volumes[i].Volume
+		vf := custody.VolumeFacts{
+			Disk: d.Disk, Volume: vol, NotNeeded: v.notNeeded(d.Disk, place),
+			Loss: v.before[p.ID].Lost(d.Disk, vol), Cut: v.before[p.ID].Cut(found, vol),
+		}
+		for _, proof := range v.proofs[p.ID] {
+			if proof.Disk == d.Disk && proof.Volume == place {
+				vf.Proofs = append(vf.Proofs, custody.ProofFacts{
+					Secret: refOf(proof), Time: proof.Time, Packages: v.copies(p.ID, refOf(proof)),
+				})
+			}
+		}
+		for _, c := range custody.Candidates(v.query(p, d.Disk, vol)) {
+			vf.Claims = append(vf.Claims, v.claim(c, vol.HeaderDigest))
+		}
+		out = append(out, vf)
+	}
+	return out
 }
 
 // Changes says what changed in custody since the recovery point's parent; what
@@ -255,16 +299,21 @@ func (v *View) Changes(p catalog.Point) []custody.Change {
 	var history [][]custody.DiskVolumes
 	for _, o := range slices.Backward(v.points[:i]) {
 		if o.Repository == p.Repository {
-			history = append(history, found(o))
+			history = append(history, Found(o))
 		}
 	}
-	all := custody.Compare(found(v.points[i]), found(p), history...)
+	all := custody.Compare(Found(v.points[i]), Found(p), history...)
 	return slices.DeleteFunc(all, func(c custody.Change) bool { return c.Kind == custody.ChangeNone })
 }
 
-// found is what the catalog knows of an inspection.
-func found(p catalog.Point) []custody.DiskVolumes {
-	var out []custody.DiskVolumes
+// Found is what the catalog knows of an inspection: the disks in the order of
+// p, their volumes too.
+func Found(p catalog.Point) []custody.DiskVolumes {
+	point := p.ID
+	if !p.DeletedAt.IsZero() {
+		point = "" // nothing can be had from it
+	}
+	out := make([]custody.DiskVolumes, 0, len(p.Disks))
 	for _, d := range p.Disks {
 		var rep diskcrypt.Report
 		for _, x := range d.Volumes {
@@ -273,7 +322,7 @@ func found(p catalog.Point) []custody.DiskVolumes {
 		if json.Unmarshal(d.Areas, &rep.Areas) != nil {
 			rep.Areas = nil
 		}
-		out = append(out, custody.Found(d.Disk, &rep))
+		out = append(out, custody.Found(point, d.Disk, d.Size, &rep))
 	}
 	return out
 }
@@ -294,7 +343,7 @@ func bekVolumes(d catalog.PointDisk) []string {
 }
 
 func (v *View) claim(c custody.Candidate, digest string) custody.Claim {
-	out := custody.Claim{Secret: c.Secret, State: c.State}
+	out := custody.Claim{Secret: c.Secret, Kind: c.Kind, State: c.State}
 	if a, known := v.attempts[digest][c.Secret]; known {
 		// That it opens without a proof of this recovery point says: to be tried.
 		if len(a.Opened) == 0 {

@@ -157,29 +157,17 @@ func ChangesSince(all []catalog.Point, i int) Changes {
 	var history [][]custody.DiskVolumes
 	for j := pi - 1; j >= 0; j-- {
 		if all[j].Repository == now.Repository {
-			history = append(history, foundIn(all[j]))
+			history = append(history, prove.Found(all[j]))
 		}
 	}
 	var out Changes
-	for _, c := range custody.Compare(foundIn(parent), foundIn(now), history...) {
+	for _, c := range custody.Compare(prove.Found(parent), prove.Found(now), history...) {
 		if c.Kind != custody.ChangeNone {
 			out.Texts = append(out.Texts, c.String())
 		}
 	}
 	if replaced(parent, now) {
 		out.Loud = fmt.Sprintf("none of the encrypted volumes of recovery point %s is on these disks any more: is this still the same machine? A disk may have been REPLACED by another", parent.ID)
-	}
-	return out
-}
-
-func foundIn(p catalog.Point) []custody.DiskVolumes {
-	out := make([]custody.DiskVolumes, 0, len(p.Disks))
-	for _, d := range p.Disks {
-		areas, err := areasOf(d)
-		if err != nil {
-			areas = nil
-		}
-		out = append(out, custody.Found(d.Disk, &diskcrypt.Report{Volumes: volumesOf(d), Areas: areas}))
 	}
 	return out
 }
