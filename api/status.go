@@ -26,7 +26,7 @@ type PointSummary struct {
 	Why          []string  `json:"why,omitempty"`
 	Transfer     string    `json:"transfer"`
 	ChangedBytes int64     `json:"changed_bytes"`
-	Opens        []string  `json:"opens" doc:"for each column: yes, no, untried"`
+	Opens        []string  `json:"opens" doc:"for each column: yes, claims, no, untried"`
 	Epochs       []string  `json:"epochs,omitempty" doc:"volume-key epochs, short"`
 }
 

@@ -18,9 +18,10 @@ func (a *app) statusCommand() *cobra.Command {
 		use:   "status [NAME]",
 		short: "Show which secret opens which recovery point, the worst machine first",
 		long: `Rows are recovery points, the newest first; columns are versions of secrets. A
-cell says whether that version opens that recovery point: opens, – (it does
-not), or untried. A machine shows the worst of its recovery points, and with one
-that is not proven the exit status is 3.`,
+cell says whether that version opens that recovery point: opens (proven), claims
+(it opened the same header in another one), – (it does not), or untried. A
+machine shows the worst of its recovery points, and with one that is not proven
+the exit status is 3.`,
 		example: "lockstep status web01",
 		exits:   []int{api.ExitNotProven},
 		args:    cobra.MaximumNArgs(1),
@@ -148,6 +149,8 @@ func opensCell(opens string) screen.Cell {
 		return screen.Painted("opens", screen.Green)
 	case "no":
 		return screen.Painted("–", screen.Dim)
+	case "claims":
+		return screen.Painted("claims", screen.Yellow)
 	case "untried":
 		return screen.Painted("untried", screen.Yellow)
 	default:

@@ -78,6 +78,8 @@ func openText(t custody.Tried) string {
 	switch t {
 	case custody.Opens:
 		return "yes"
+	case custody.Claimed:
+		return "claims"
 	case custody.Refused:
 		return "no"
 	default:
