@@ -39,6 +39,16 @@ type Secret struct {
 	Volume   string          `json:"volume,omitempty"`
 	Kind     string          `json:"kind"`
 	Versions []SecretVersion `json:"versions"`
+	// SealedCopies is filled where a version was destroyed just now.
+	SealedCopies []SealedCopy `json:"sealed_copies,omitempty" doc:"after a destruction: key packages in the repository that still hold the version; a recovery identity opens them"`
+}
+
+// SealedCopy is a key package of a deleted recovery point.
+type SealedCopy struct {
+	Ref     string `json:"ref" doc:"id@version"`
+	Machine string `json:"machine"`
+	Point   string `json:"point"`
+	Object  string `json:"object" doc:"in the repository"`
 }
 
 // SecretVersion is one version of a secret.

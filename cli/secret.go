@@ -31,7 +31,7 @@ func (a *app) secretCommand() *cobra.Command {
 			(*api.Client).DisableSecret),
 		a.secretChange("enable", "Enable what was disabled", "", "web01@1 --reason 'still used by db02'", (*api.Client).EnableSecret),
 		a.secretChange("destroy", "Destroy a version that no recovery point needs",
-			"A version that a recovery point holds is not destroyed: the exit status is 4, and\nthe recovery points are listed.",
+			"A version that a recovery point holds is not destroyed: the exit status is 4, and\nthe recovery points are listed. Deleted recovery points leave sealed copies in the\nrepository, which the recovery kit opens; they are named.",
 			"web01@2 --reason 'never used'",
 			(*api.Client).DestroySecret),
 		a.secretRelease())
@@ -364,12 +364,27 @@ func (a *app) secretChange(verb, short, long, example string, do func(*api.Clien
 						_, _ = fmt.Fprintf(w, "secret %s@%d is %s\n", screen.CleanLine(s.ID), v.Version, screen.CleanLine(v.State))
 					}
 				})
+				if verb == "destroy" {
+					a.warnCopies(s.SealedCopies)
+				}
 				return nil
 			})
 		},
 	})
 	cmd.Flags().StringVar(&reason, "reason", "no reason given", "why, `TEXT`, for the audit log")
 	return cmd
+}
+
+// warnCopies says that destroyed is not gone: deleted recovery points leave
+// their key packages in the repository.
+func (a *app) warnCopies(copies []api.SealedCopy) {
+	if len(copies) == 0 {
+		return
+	}
+	a.warnf("warning: sealed copies remain in the key packages of deleted recovery points until space is reclaimed; the recovery kit opens them:")
+	for _, c := range copies {
+		a.warnf("  - %s, recovery point %s of %s: %s", screen.CleanLine(c.Ref), screen.CleanLine(c.Point), screen.CleanLine(c.Machine), screen.CleanLine(c.Object))
+	}
 }
 
 func (a *app) secretRelease() *cobra.Command {

@@ -441,22 +441,54 @@ func theVersion(i keymanager.Info, version int, what string) (keymanager.Ref, er
 }
 
 func (s *Server) destroySecret(ctx context.Context, req *refChange) (*out[api.Secret], error) {
-	i, err := s.destroy(ctx, req)
+	i, ref, err := s.destroy(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	return &out[api.Secret]{Body: show.Secret(i, s.names(ctx))}, nil
+	r := &out[api.Secret]{Body: show.Secret(i, s.names(ctx))}
+	if r.Body.SealedCopies, err = s.sealedCopies(context.WithoutCancel(ctx), ref); err != nil {
+		return nil, hint(fmt.Errorf("destroy secret %s: it is destroyed, but which key packages still hold it is not known: %w", ref, err),
+			"deleted recovery points keep theirs in the repository; the recovery kit opens them")
+	}
+	return r, nil
+}
+
+// sealedCopies are the key packages that still hold a version: those of
+// recovery points that were deleted stay until space is reclaimed, and whoever
+// has a recovery identity opens them.
+func (s *Server) sealedCopies(ctx context.Context, ref keymanager.Ref) ([]api.SealedCopy, error) {
+	c, err := s.d.Catalog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	machines, err := c.Machines.List(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	var copies []api.SealedCopy
+	for _, m := range machines {
+		packages, err := c.Packages.OfMachine(ctx, m.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range packages {
+			if slices.Contains(p.Refs, ref.String()) {
+				copies = append(copies, api.SealedCopy{Ref: ref.String(), Machine: m.Name, Point: p.Point, Object: p.Key})
+			}
+		}
+	}
+	return copies, nil
 }
 
 // destroy finds the version; package prove destroys it, or refuses, and
 // records either.
-func (s *Server) destroy(ctx context.Context, req *refChange) (keymanager.Info, error) {
-	early := func(err error) (keymanager.Info, error) {
+func (s *Server) destroy(ctx context.Context, req *refChange) (keymanager.Info, keymanager.Ref, error) {
+	early := func(err error) (keymanager.Info, keymanager.Ref, error) {
 		e := audit.Event{
 			Action: "secret.destroy", Object: req.Ref, Reason: req.Body.Reason, Outcome: outcomeOf(err),
 			Detail: withDetail(nil, "error", clip(problemOf(err).Detail)),
 		}
-		return keymanager.Info{}, errors.Join(err, s.record(ctx, e))
+		return keymanager.Info{}, keymanager.Ref{}, errors.Join(err, s.record(ctx, e))
 	}
 	manager, err := s.d.Manager(ctx)
 	if err != nil {
@@ -476,13 +508,13 @@ func (s *Server) destroy(ctx context.Context, req *refChange) (keymanager.Info, 
 		return early(err)
 	}
 	if err := s.begin(ctx, audit.Event{Action: "secret.destroy", Object: ref.String(), Reason: req.Body.Reason}); err != nil {
-		return keymanager.Info{}, err
+		return keymanager.Info{}, ref, err
 	}
 	if err := prove.Destroy(ctx, s.custodyDeps(ctx, c), ref, req.Body.Reason); err != nil {
-		return keymanager.Info{}, err
+		return keymanager.Info{}, ref, err
 	}
 	i, _, err = s.findSecret(ctx, manager, i.ID)
-	return i, err
+	return i, ref, err
 }
 
 // releaseSecret hands a secret out. It is recorded first: what cannot be

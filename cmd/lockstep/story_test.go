@@ -96,7 +96,13 @@ func TestRotation(t *testing.T) {
 
 	w.ok("", "point", "delete", first.ID, "--reason", "test")
 	w.ok("", "point", "delete", second.ID, "--reason", "test")
-	w.ok("", "secret", "destroy", "web01@1", "--reason", "nothing needs it")
+	_, told := w.want(0, "", "secret", "destroy", "web01@1", "--reason", "nothing needs it")
+	for _, p := range []string{first.ID, second.ID} {
+		objects, err := filepath.Glob(filepath.Join(dataDir(w.data).repository(), "side", "*", p, "keypackage-*"))
+		if err != nil || len(objects) != 1 || !strings.Contains(told, "side/") || !strings.Contains(told, filepath.Base(objects[0])) {
+			t.Errorf("the sealed copies %q of recovery point %s are not named:\n%s", objects, p, told)
+		}
+	}
 	w.want(4, "", "secret", "release", "web01@1", "--reason", "too late")
 	if got := asked[[]api.Point](w, 0, "", "point", "list", "web01"); len(got) != 1 || got[0].ID != third.ID || got[0].State != api.StateProven {
 		t.Fatalf("left: %+v", got)
