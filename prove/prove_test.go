@@ -625,6 +625,44 @@ func TestOpensNeedsAProof(t *testing.T) {
 	}
 }
 
+// What was proven before, or is not now, is not said to be proven now.
+func TestAddedAgainIsNoNews(t *testing.T) {
+	e := provetest.New(t)
+	m := e.Machine("web", map[string]*provetest.Device{"vda": e.Encrypted("a", "b")})
+	point, _ := e.Backup(m)
+	added, err := e.Add(m, "a")
+	e.Must(err)
+	if !slices.Equal(added.Proven, []string{point}) {
+		t.Fatalf("first: %+v", added)
+	}
+	for _, pass := range []string{"a", "b"} {
+		if again, err := e.Add(m, pass); err != nil || len(again.Opens) == 0 || len(again.Proven) != 0 {
+			t.Errorf("it was proven before: %+v, %v", again, err)
+		}
+	}
+	infos, err := e.Manager.List(ctx)
+	e.Must(err)
+	for _, s := range infos {
+		for _, v := range s.Versions {
+			e.Must(e.Manager.SetState(ctx, v.Ref, keymanager.Disabled, "test"))
+		}
+	}
+	again, err := e.Add(m, "a")
+	e.Must(err)
+	if s := e.State(point); s.State != custody.AtRisk || len(again.Proven) != 0 {
+		t.Errorf("disabled, %s, and said to be proven: %+v", s.State, again)
+	}
+	// What opens only at risk is said to be that.
+	e.Deps.Recipients = nil
+	fresh := e.Machine("alone", map[string]*provetest.Device{"vda": e.Encrypted("c")})
+	e.Backup(fresh)
+	first, err := e.Add(fresh, "c")
+	e.Must(err)
+	if len(first.Proven) != 0 || !strings.Contains(strings.Join(first.Messages, "\n"), "at risk: ") {
+		t.Errorf("at risk: %+v", first)
+	}
+}
+
 func TestCanceled(t *testing.T) {
 	e := provetest.New(t)
 	m := e.Machine("web", map[string]*provetest.Device{"vda": e.Encrypted("a")})

@@ -37,7 +37,7 @@ type AddResult struct {
 	Version     keymanager.Version // as kept
 	Existing    bool               // the same bytes were in custody already
 	Opens       []Opening          // Point "" = the disk as it is now
-	Proven      []string           // recovery points proven, or at risk, by it now
+	Proven      []string           // recovery points that are proven now and were not before
 	Deactivated []keymanager.Ref   // earlier versions that it succeeds
 	Results     []Result           // of proving what it opens
 	Messages    []string
@@ -497,11 +497,19 @@ func (a *adder) proveOpened(ctx context.Context) error {
 			ids = append(ids, o.Point)
 		}
 	}
+	before, err := a.states(ctx, ids)
+	if err != nil {
+		return err
+	}
 	results, err := Points(ctx, a.Deps, ids, a.req.Progress)
 	a.res.Results = results
 	for _, r := range results {
-		if r.Verdict.State == custody.Proven || r.Verdict.State == custody.AtRisk {
+		switch was := before[r.Point]; {
+		case r.Verdict.State == was:
+		case r.Verdict.State == custody.Proven:
 			a.res.Proven = append(a.res.Proven, r.Point)
+		case r.Verdict.State == custody.AtRisk:
+			a.res.Messages = append(a.res.Messages, fmt.Sprintf("recovery point %s opens, but is at risk: %s", r.Point, strings.Join(r.Verdict.Why, "; ")))
 		}
 		for _, p := range r.Problems {
 			if !slices.Contains(a.res.Messages, p) {
@@ -510,4 +518,22 @@ func (a *adder) proveOpened(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// states are the states of recovery points of the machine now.
+func (a *adder) states(ctx context.Context, ids []string) (map[string]custody.State, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	view, err := Load(ctx, a.Deps, a.machine.ID)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]custody.State{}
+	for _, p := range view.points {
+		if slices.Contains(ids, p.ID) {
+			out[p.ID] = view.Verdict(p).State
+		}
+	}
+	return out, nil
 }

@@ -164,6 +164,10 @@ func (v *View) Secrets() ([]keymanager.Info, error) {
 	return out, v.managerErr
 }
 
+// State is what the key manager says of a version, another machine's too;
+// "" where it says nothing.
+func (v *View) State(ref keymanager.Ref) keymanager.State { return v.versions[ref].State }
+
 // Proofs returns the valid proofs of a recovery point by time.
 func (v *View) Proofs(point string) []catalog.Proof { return v.proofs[point] }
 
