@@ -1,6 +1,7 @@
 package show
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -68,7 +69,9 @@ func columns(st *api.MachineStatus, points []catalog.Point, view *prove.View) []
 	}
 	for _, p := range points {
 		for _, proof := range view.Proofs(p.ID) {
-			add(keymanager.Ref{ID: proof.Secret, Version: proof.Version}, "unknown")
+			// It may be another machine's: clones share a header.
+			ref := keymanager.Ref{ID: proof.Secret, Version: proof.Version}
+			add(ref, cmp.Or(string(view.State(ref)), "unknown"))
 		}
 	}
 	return refs
