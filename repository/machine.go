@@ -144,7 +144,7 @@ func (r *Repository) machine(ctx context.Context, mid string) (*machine, error) 
 		return nil, err
 	}
 	if r.writer != nil {
-		if err := twin.Heal(ctx, r.st, key, raw); err != nil {
+		if err := twin.Heal(ctx, r.st, key, raw, r.noteHealed); err != nil {
 			r.log.Warn("machine record has no second copy", "machine", mid, "error", err)
 		}
 	}

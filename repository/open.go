@@ -84,6 +84,9 @@ type Repository struct {
 
 	mu       sync.Mutex
 	machines map[string]*machine
+
+	healedMu sync.Mutex
+	healed   []string
 }
 
 // Create makes a repository in an empty store and returns its id and the
@@ -214,13 +217,32 @@ const maxKeptTwice = 1 << 20
 // heal brings back copies that a crash left out or a store lost. It is done by
 // writers only, and what it cannot do stops nobody.
 func (r *Repository) heal(ctx context.Context, cfg []byte) {
-	err := twin.Heal(ctx, r.st, format.ConfigKey, cfg)
+	err := twin.Heal(ctx, r.st, format.ConfigKey, cfg, r.noteHealed)
 	for _, prefix := range []string{format.HolderPrefix, format.TrustPrefix} { // machines when they are used
-		err = errors.Join(err, twin.HealAll(ctx, r.st, prefix, maxKeptTwice, envelope.CheckFrame))
+		err = errors.Join(err, twin.HealAll(ctx, r.st, prefix, maxKeptTwice, envelope.CheckFrame, r.noteHealed))
 	}
 	if err != nil {
 		r.log.Warn("an object that is kept twice has one copy", "error", err)
 	}
+}
+
+// noteHealed remembers, and says, that a copy was lost: it is whole again, but
+// a store that loses objects is no good.
+func (r *Repository) noteHealed(key string) {
+	r.log.Warn("a lost copy of an object that is kept twice was written again", "object", key)
+	r.healedMu.Lock()
+	defer r.healedMu.Unlock()
+	r.healed = append(r.healed, key)
+}
+
+// TakeHealed returns the keys of lost copies that were written again since
+// Open, each once.
+func (r *Repository) TakeHealed() []string {
+	r.healedMu.Lock()
+	defer r.healedMu.Unlock()
+	keys := r.healed
+	r.healed = nil
+	return keys
 }
 
 func parseConfig(raw []byte) (c config, err error) {

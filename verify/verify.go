@@ -269,7 +269,21 @@ func (v *verifier) all(ctx context.Context) error {
 		}
 		points = append(points, ps...)
 	}
-	return v.points(ctx, points)
+	if err := v.points(ctx, points); err != nil {
+		return err
+	}
+	// Last, for reading a machine may have mended its record. What is whole
+	// again was lost all the same, and the store may lose more.
+	for _, key := range r.TakeHealed() {
+		d := &repository.DamageError{Object: key, Err: fmt.Errorf("it was missing, and was written again from its other copy: %w", repository.ErrDamaged)}
+		if part := strings.Split(strings.TrimPrefix(key, "copies/"), "/"); part[0] == "machines" && len(part) > 1 {
+			d.Machine = part[1]
+		}
+		if err := v.found(d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // scanned is a disk that was read already, and what was found there.

@@ -124,3 +124,25 @@ func TestLostSidecarsAreNoticedAndMadeAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestLostCopiesAreTold: what is kept twice is mended when it is used, and
+// verify says so once, whichever of the copies it was.
+func TestLostCopiesAreTold(t *testing.T) {
+	w, _ := web(t)
+	w.backup(api.StateUnrecoverable)
+	for _, pattern := range []string{
+		"config", "copies/config", "keys/*", "copies/keys/*", "trust/*", "copies/trust/*", "machines/*/key", "copies/machines/*/key",
+	} {
+		w.move(pattern)
+		v := asked[api.VerifyResult](w, 6, "", "verify")
+		if len(v.Damage) == 0 {
+			t.Errorf("%s was lost: %+v", pattern, v)
+		}
+		for _, d := range v.Damage {
+			if ok, _ := filepath.Match(pattern, d.Object); !ok || !strings.Contains(d.Error, "written again") {
+				t.Errorf("%s was lost: %+v", pattern, d)
+			}
+		}
+		w.ok("", "verify")
+	}
+}

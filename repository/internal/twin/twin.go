@@ -28,14 +28,18 @@ func Put(ctx context.Context, st store.Store, key string, data []byte) error {
 }
 
 // Heal writes the copies of an object that are missing. One that is there,
-// whatever it holds, stays: objects are never replaced.
-func Heal(ctx context.Context, st store.Store, key string, data []byte) error {
+// whatever it holds, stays: objects are never replaced. It calls healed, which
+// may be nil, with the key of each that it wrote.
+func Heal(ctx context.Context, st store.Store, key string, data []byte, healed func(key string)) error {
 	for _, at := range []string{key, Prefix + key} {
 		if _, err := st.Stat(ctx, at); err == nil {
 			continue
 		}
 		if err := putNew(ctx, st, at, data); err != nil {
 			return err
+		}
+		if healed != nil {
+			healed(at)
 		}
 	}
 	return nil
@@ -50,7 +54,7 @@ func putNew(ctx context.Context, st store.Store, at string, data []byte) error {
 
 // HealAll writes the missing ones of the copies of all objects below prefix,
 // from what check accepts.
-func HealAll(ctx context.Context, st store.Store, prefix string, most int, check func([]byte) error) error {
+func HealAll(ctx context.Context, st store.Store, prefix string, most int, check func([]byte) error, healed func(key string)) error {
 	copies := map[string]int{}
 	for _, p := range []string{"", Prefix} {
 		err := st.List(ctx, p+prefix, func(i store.Info) error {
@@ -72,7 +76,7 @@ func HealAll(ctx context.Context, st store.Store, prefix string, most int, check
 		if err != nil {
 			continue // whoever needs it reports it
 		}
-		if err := Heal(ctx, st, key, raw); err != nil {
+		if err := Heal(ctx, st, key, raw, healed); err != nil {
 			return err
 		}
 	}
