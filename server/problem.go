@@ -169,6 +169,8 @@ var rules = []rule{
 	{[]error{restore.ErrNoDisk}, http.StatusUnprocessableEntity, api.ExitUsage, "'lockstep point show' shows the disks of a recovery point"},
 	{[]error{source.ErrInUse}, http.StatusConflict, api.ExitRefused, "shut it down or name a snapshot of it; --allow-live reads it as it is, for what that is worth"},
 	{[]error{source.ErrNotFound, source.ErrUnsupported}, http.StatusUnprocessableEntity, api.ExitFailed, ""},
+	// Before damage: what the store had no room for is not damaged.
+	{[]error{store.ErrFull}, http.StatusInsufficientStorage, api.ExitFailed, "free space in the repository and run it again: what was stored is kept and not stored twice"},
 	{[]error{source.ErrSizeChanged}, http.StatusConflict, api.ExitFailed, "back it up again when nobody changes its size"},
 	{[]error{repository.ErrDamaged, repository.ErrUntrusted}, http.StatusInternalServerError, api.ExitDamaged, "'lockstep verify' says which recovery points are affected"},
 	{[]error{audit.ErrTampered}, http.StatusInternalServerError, api.ExitDamaged, "'lockstep audit verify' says where; keep the folder as evidence"},
