@@ -116,11 +116,16 @@ func (a *app) warnPoint(p api.Point) {
 	default:
 		return
 	}
+	need := needs(p)
+	verdict := "is stored and kept, but no secret in custody opens it."
+	if !need.secret {
+		verdict = "is stored and kept, but as it is no secret can open it."
+	}
 	lines := []string{
 		screen.NewStyle(a.env.IsTerminal(a.env.Stderr), a.env.Getenv).Paint(screen.Alarm, "UNRECOVERABLE"),
 		"",
 		"Recovery point " + id + " of " + machine,
-		"is stored and kept, but no secret in custody opens it.",
+		verdict,
 		"Restored today, it is ciphertext that nobody can read.",
 	}
 	if whys := reasons(p); len(whys) > 0 {
@@ -129,11 +134,33 @@ func (a *app) warnPoint(p api.Point) {
 			lines = append(lines, "  - "+why)
 		}
 	}
+	if need.header {
+		lines = append(lines,
+			"",
+			"What to do: no passphrase helps where the header is lost or erased. Do not",
+			"format the volume: its data may still be there. Where a recovery point with",
+			"the header is named above, keep it, put the header back, and back up again.",
+		)
+	}
+	if need.format {
+		lines = append(lines,
+			"",
+			"What to do: this version cannot open the format of a volume, whatever the",
+			"secret. Keep its secret and the means to open it yourself.",
+		)
+	}
+	if need.secret {
+		lines = append(lines,
+			"",
+			"What to do: give Lockstep the passphrase that opens the disk today,",
+			"  lockstep secret add "+machine+" --kind passphrase --file -",
+			"It is tried at once; if it opens the recovery point, that is proven.",
+		)
+	}
+	if !need.secret {
+		lines = append(lines, "")
+	}
 	lines = append(lines,
-		"",
-		"What to do: give Lockstep the passphrase that opens the disk today,",
-		"  lockstep secret add "+machine+" --kind passphrase --file -",
-		"It is tried at once; if it opens the recovery point, that is proven.",
 		"A volume that nobody needs, such as swap with a random key, is declared:",
 		"  lockstep volume not-needed "+machine+" DISK/VOLUME --reason TEXT",
 	)
@@ -143,6 +170,37 @@ func (a *app) warnPoint(p api.Point) {
 		a.warnf("%s", strings.TrimRight("!!  "+line, " "))
 	}
 	a.warnf("%s\n", rule)
+}
+
+// remedies are what helps with a recovery point that nothing opens.
+type remedies struct{ secret, header, format bool }
+
+// needs follows the reasons of custody by how they begin (docs/spec/custody.md,
+// section 6). What is known of no volume may need a secret.
+func needs(p api.Point) (r remedies) {
+	look := func(whys []string) (other bool) {
+		other = true
+		for _, why := range whys {
+			switch {
+			case strings.Contains(why, "header loss: "), strings.Contains(why, "header erased: "):
+				r.header, other = true, false
+			case strings.Contains(why, "cannot be opened by this version: "):
+				r.format, other = true, false
+			}
+		}
+		return other
+	}
+	for _, d := range p.Disks {
+		for _, v := range d.Volumes {
+			if v.State == api.StateUnrecoverable && v.NotNeeded == "" && look(v.Why) {
+				r.secret = true
+			}
+		}
+	}
+	// A volume of which nothing is left is in the recovery point's reasons alone.
+	look(p.Why)
+	r.secret = r.secret || !r.header && !r.format
+	return r
 }
 
 // reasons are why a recovery point is in its state, its volumes' included.
@@ -244,7 +302,7 @@ A target that holds something is refused without --force.`,
 				return usageError(cmd, "restore: --format is raw")
 			}
 			return a.withClient(ctx, func(c *api.Client) error {
-				j, err := a.runJob(ctx, c, "restore", "the targets are not complete; write them again with --force",
+				j, err := a.runJob(ctx, c, "restore", "targets that were new files are removed, others are not complete",
 					func() (api.Job, error) { return c.Restore(ctx, r) })
 				switch {
 				case err != nil && j.Restore != nil:

@@ -389,6 +389,23 @@ func (f *fake) work(mux *http.ServeMux) {
 			p := fakePoint(dbPoint, "risk", api.StateAtRisk, 4, "db01-77aa@1")
 			p.Why = []string{"there is one copy of the secret"}
 			j.Backup = &p // a server that does not say 3
+		case "headerless", "erased", "foreign", "mixed":
+			p := fakePoint(dbPoint, b.Machine, api.StateUnrecoverable, 4)
+			p.Disks[0].Volumes[0].Why = []string{map[string]string{
+				"headerless": "header loss: the header is gone; recovery point R has it",
+				"erased":     "header erased: it has no key slot; recovery point R has the header of the same volume key",
+				"foreign":    "cannot be opened by this version: cipher serpent",
+				"mixed":      "header loss: the header is gone; recovery point R has it",
+			}[b.Machine]}
+			if b.Machine == "mixed" {
+				other := fakeVolume("vda", api.StateUnrecoverable)
+				other.ID = "p3"
+				p.Disks[0].Volumes = append(p.Disks[0].Volumes, other)
+			}
+			if b.Machine == "headerless" { // nothing at all is left in its place
+				p.Why, p.Disks[0].Volumes = []string{"vda/p2: " + p.Disks[0].Volumes[0].Why[0]}, nil
+			}
+			j.Backup, j.Exit = &p, 3
 		case "unproven":
 			p := fakePoint(dbPoint, "unproven", api.StateUnproven, 4)
 			p.Why = []string{"the key manager does not answer"}
