@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
@@ -16,6 +17,7 @@ import (
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/restore"
+	"github.com/lockstep-backup/lockstep/server/internal/headers"
 	"github.com/lockstep-backup/lockstep/server/internal/show"
 	"github.com/lockstep-backup/lockstep/target"
 	"github.com/lockstep-backup/lockstep/verify"
@@ -172,16 +174,22 @@ func (s *Server) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machi
 	return result{Backup: &v, Exit: max(exit, exitOfState(v.State))}, nil
 }
 
+// CaughtUp is the audit entry of a recovery point that is recorded later than
+// it was committed, for the process that committed it could not do so.
+func CaughtUp(m catalog.Machine, point, actor string, now time.Time) audit.Event {
+	return audit.Event{
+		Time: now.UTC(), Actor: actor, Action: "machine.backup", Object: m.Name, Outcome: audit.Done,
+		Detail: map[string]string{"point": point, "recorded": "later, not by the process that committed it"},
+	}
+}
+
 // recordFound records what a backup found out about earlier recovery points:
 // that one was committed by a process that died before it could say so, and
 // that the repository lost some.
 func (s *Server) recordFound(ctx context.Context, m catalog.Machine, made backup.Result) error {
 	var bad []error
 	for _, id := range made.CaughtUp {
-		bad = append(bad, s.record(ctx, audit.Event{
-			Action: "machine.backup", Object: m.Name, Outcome: audit.Done,
-			Detail: map[string]string{"point": id, "recorded": "later: the process that made it died before"},
-		}))
+		bad = append(bad, s.record(ctx, CaughtUp(m, id, "", time.Time{})))
 	}
 	if len(made.Lost) > 0 {
 		bad = append(bad, s.record(ctx, audit.Event{
@@ -409,6 +417,15 @@ func (s *Server) restore(ctx context.Context, c *catalog.Catalog, p catalog.Poin
 		if len(d.Unread) > 0 {
 			out.Exit = api.ExitDamaged
 			rep.Warning("disk %s: %d ranges could not be read when the recovery point was made, and are zeroes", d.ID, len(d.Unread))
+		}
+	}
+	for _, d := range mf.Disks {
+		apart, ierr := headers.Detached(d)
+		if ierr != nil || !slices.ContainsFunc(r.Targets, func(t api.RestoreTarget) bool { return t.Disk == d.ID }) {
+			continue // what cannot be read says so where it is shown
+		}
+		for _, v := range apart {
+			rep.Warning("%s/%s: its header is not on the disk, and needed to open it: 'lockstep header export %s/%s/%s --to FILE'", d.ID, v, p.ID, d.ID, v)
 		}
 	}
 	return out, err

@@ -133,9 +133,12 @@ func (e *engine) deps() server.Deps {
 		OpenSource: openSource, OpenTarget: openTarget, Formats: formats(),
 		Locks: job.NewLocks(e.dir.locks()), Installation: e.config.Installation,
 		RepositoryURL: e.dir.repositoryURL(e.config.Repository), Software: software(),
-		Actor: fmt.Sprintf("uid:%d (in-process)", os.Getuid()), Log: e.log,
+		Actor: localActor(), Log: e.log,
 	}
 }
+
+// localActor is who acts where no server stands between.
+func localActor() string { return fmt.Sprintf("uid:%d (in-process)", os.Getuid()) }
 
 func (e *engine) openManager() (*embedded.Manager, error) {
 	return e.manager.get(func() (*embedded.Manager, error) { return e.dir.openManager(e.config) })
@@ -160,8 +163,12 @@ func (e *engine) catchUp(ctx context.Context, c *catalog.Catalog) {
 		var repo *repository.Repository
 		if repo, err = e.openRepository(ctx); err == nil {
 			for _, m := range pending {
-				_, cerr := backup.CatchUp(ctx, backup.Deps{Repository: repo, Catalog: c, Log: e.log}, m)
+				added, cerr := backup.CatchUp(ctx, backup.Deps{Repository: repo, Catalog: c, Log: e.log}, m)
 				err = errors.Join(err, cerr)
+				for _, point := range added {
+					_, aerr := e.audit.Append(ctx, server.CaughtUp(m, point, localActor(), time.Now()))
+					err = errors.Join(err, aerr)
+				}
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/catalog/sqlite"
 )
 
 // move moves what fits pattern out of the repository, and back again.
@@ -144,5 +146,51 @@ func TestLostCopiesAreTold(t *testing.T) {
 			}
 		}
 		w.ok("", "verify")
+	}
+}
+
+// TestCaughtUpIsRecorded: a recovery point whose process died between the
+// commit and the records comes into the audit log when it comes into the catalog.
+func TestCaughtUpIsRecorded(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		pending bool // the catalog knows that something was about to be committed
+		next    []string
+	}{{"by the next backup", false, []string{"backup", "web01"}}, {"by the next command", true, []string{"point", "list"}}} {
+		t.Run(c.name, func(t *testing.T) {
+			w, _ := web(t)
+			first := w.backup(api.StateUnrecoverable)
+			before, err := os.ReadFile(filepath.Join(w.data, "catalog.db"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			died := w.backup(api.StateUnrecoverable)
+			left, err := filepath.Glob(filepath.Join(w.data, "catalog.db-*"))
+			if err != nil || len(left) != 0 {
+				t.Fatalf("the catalog is not closed: %v, %v", left, err)
+			}
+			if err := os.WriteFile(filepath.Join(w.data, "catalog.db"), before, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if c.pending {
+				db, err := sqlite.Open(context.Background(), filepath.Join(w.data, "catalog.db"), sqlite.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := db.Meta.Set(context.Background(), "commit.pending/"+first.MachineID, died.ID); err != nil {
+					t.Fatal(err)
+				}
+				if err := db.Maintenance.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.run("", c.next...)
+			entries := asked[[]api.AuditEntry](w, 0, "", "audit", "list")
+			if !slices.ContainsFunc(entries, func(e api.AuditEntry) bool {
+				return e.Action == "machine.backup" && e.Outcome == "done" && e.Detail["point"] == died.ID && e.Detail["recorded"] != ""
+			}) {
+				t.Errorf("recovery point %s is not in the audit log: %+v", died.ID, entries)
+			}
+		})
 	}
 }
