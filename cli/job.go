@@ -48,7 +48,11 @@ func (a *app) runJob(ctx context.Context, c *api.Client, op, stays string, start
 		a.warnf("lockstep: %s: interrupted, but it had ended already", op)
 		return j, nil
 	case interrupted:
-		return j, WithHint(fmt.Errorf("%s: interrupted; %s", op, stays), "the same command goes on from there")
+		again := "the same command goes on from there"
+		if op == "restore" {
+			again = "the same command begins anew; with --force where the target was there before"
+		}
+		return j, WithHint(fmt.Errorf("%s: interrupted; %s", op, stays), again)
 	case j.Error != nil:
 		return j, j.Error
 	case j.State == "canceled":

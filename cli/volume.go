@@ -210,7 +210,9 @@ func (a *app) headerExport() *cobra.Command {
 		use:   "export POINT/DISK/VOLUME --to FILE",
 		short: "Write a volume's header as the usual tools read it",
 		long: `The file is what cryptsetup luksHeaderRestore takes. It is written with mode
-0600 and never over another file: a header allows guessing at its passphrases.`,
+0600 and never over another file: a header allows guessing at its passphrases.
+A header that lies apart from its disk, or cannot be read there any more, comes
+from its copy: areas that no key slot uses are zeroes in it.`,
 		example: "lockstep header export web01@latest/vda/p2 --to web01-p2.luks",
 		exits:   []int{api.ExitRefused, api.ExitTarget, api.ExitDamaged},
 		args:    cobra.ExactArgs(1),

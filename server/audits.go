@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/server/internal/witness"
 )
 
 type auditFrom struct {
@@ -34,13 +35,22 @@ func (s *Server) listAudit(ctx context.Context, req *auditFrom) (*out[[]api.Audi
 }
 
 func (s *Server) verifyAudit(ctx context.Context, _ *none) (*out[api.AuditReport], error) {
-	known, wrong := s.known(ctx)
+	var known []audit.Checkpoint
+	var wrong []string
+	// The catalog may be gone; then the log is checked by itself.
+	if c, err := s.d.Catalog(ctx); err == nil {
+		kept, err := witness.Kept(ctx, c)
+		if err != nil {
+			wrong = append(wrong, err.Error())
+		}
+		known = append(known, kept)
+	}
 	found, err := s.d.Audit.Verify(ctx, known...)
 	if err != nil {
 		return nil, fmt.Errorf("verify the audit log: %w", err)
 	}
 	v := api.AuditReport{Entries: found.Entries, Root: found.Root.String(), Checkpoints: int(found.Checkpoints), Problems: append([]string{}, wrong...)}
-	v.Problems = append(v.Problems, s.beginning(ctx)...)
+	v.Problems = append(v.Problems, witness.Beginning(ctx, s.d.Audit)...)
 	for _, p := range found.Problems {
 		text := fmt.Sprintf("entry %d: %s: %s", p.Index, p.Kind, p.Text)
 		if p.AfterCrash() {

@@ -16,13 +16,11 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/server/internal/headers"
 	"github.com/lockstep-backup/lockstep/server/internal/show"
 	"github.com/lockstep-backup/lockstep/source"
 	"github.com/lockstep-backup/lockstep/target"
 )
-
-// maxDetachedHeader bounds a detached header's file.
-const maxDetachedHeader = 64 << 20
 
 // openLive opens a disk as it is now, and its detached header, to look at
 // headers only: that it is in use does not matter for that.
@@ -34,7 +32,7 @@ func (s *Server) openLive(ctx context.Context, def catalog.MachineDisk) (source.
 			return nil, nil, fmt.Errorf("open its detached header: %w", err)
 		}
 		defer h.Close()
-		if h.Size() > maxDetachedHeader {
+		if h.Size() > headers.MaxDetached {
 			return nil, nil, fmt.Errorf("open its detached header: %d bytes are too many for a header: %w", h.Size(), source.ErrUnsupported)
 		}
 		p := make([]byte, h.Size())

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
@@ -110,7 +109,7 @@ func (s *Server) enrol(ctx context.Context, req api.MachineCreate, e audit.Event
 			return d, fmt.Errorf("disk %s: %w", def.ID, err)
 		}
 		live = append(live, s.liveView(ctx, c, def.ID, found))
-		warnings = append(warnings, found.warnings()...)
+		warnings = append(warnings, show.Warnings(found.id, found.report)...)
 	}
 	others, err := c.Machines.List(ctx, false)
 	if err != nil {
@@ -185,7 +184,7 @@ func (s *Server) live(ctx context.Context, c *catalog.Catalog, m catalog.Machine
 			continue
 		}
 		views = append(views, s.liveView(ctx, c, def.ID, found))
-		warnings = append(warnings, found.warnings()...)
+		warnings = append(warnings, show.Warnings(found.id, found.report)...)
 	}
 	return views, warnings
 }
@@ -231,41 +230,4 @@ type foundDisk struct {
 	id     string
 	size   int64
 	report *diskcrypt.Report
-}
-
-// warnings are what somebody who enrols a machine should know now, not on the
-// day of a restore.
-func (f foundDisk) warnings() (out []string) {
-	for _, w := range f.report.Warnings {
-		out = append(out, f.id+": "+w)
-	}
-	for _, v := range f.report.Volumes {
-		name := f.id + "/" + v.ID
-		switch {
-		case v.Type == diskcrypt.TypeOpaque:
-			out = append(out, name+" is opaque: it looks encrypted and has no header that is known here (VeraCrypt, plain dm-crypt?); no secret can be proven to open it")
-		case v.Unsupported != "":
-			out = append(out, fmt.Sprintf("%s (%s) cannot be opened by this version, so nothing can be proven: %s", name, v.Type, v.Unsupported))
-		case len(v.Protectors) == 0:
-			out = append(out, name+" has no protector: only the volume key itself opens it")
-		case !slices.ContainsFunc(v.Protectors, func(p diskcrypt.Protector) bool { return p.Offline }):
-			kinds := make([]string, 0, len(v.Protectors))
-			for _, p := range v.Protectors {
-				kinds = append(kinds, p.Kind)
-			}
-			slices.Sort(kinds)
-			out = append(out, fmt.Sprintf("%s has no protector that works away from its machine (it has: %s): add a passphrase or recovery password, or a restore elsewhere will not open",
-				name, strings.Join(slices.Compact(kinds), ", ")))
-		}
-		if v.SelfOpening != "" {
-			out = append(out, name+" opens itself: "+v.SelfOpening)
-		}
-		if v.Conversion != "" {
-			out = append(out, name+": conversion in progress: "+v.Conversion)
-		}
-		for _, w := range v.Warnings {
-			out = append(out, name+": "+w)
-		}
-	}
-	return out
 }

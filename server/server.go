@@ -29,6 +29,8 @@ import (
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/keymanager"
 	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/server/internal/jobdocs"
+	"github.com/lockstep-backup/lockstep/server/internal/witness"
 	"github.com/lockstep-backup/lockstep/source"
 	"github.com/lockstep-backup/lockstep/target"
 )
@@ -89,7 +91,7 @@ func New(d Deps) *Server {
 	}
 	s := &Server{d: d, mux: http.NewServeMux()}
 	s.jobs = job.NewRunner(job.Options{
-		Store: jobStore{s}, Locks: d.Locks, Log: d.Log, Now: d.Now,
+		Store: jobdocs.Store{Catalog: d.Catalog}, Locks: d.Locks, Log: d.Log, Now: d.Now,
 		Describe: func(err error) any { return problemOf(err) },
 	})
 	c := huma.DefaultConfig("Lockstep", d.Software)
@@ -204,69 +206,27 @@ func status(n int) func(*huma.Operation) {
 	return func(o *huma.Operation) { o.DefaultStatus = n }
 }
 
-// jobStore keeps jobs in the catalog where there is one: a catalog that is
-// gone must not keep the job from running that rebuilds it.
-type jobStore struct{ s *Server }
-
-func (j jobStore) jobs(ctx context.Context) catalog.Jobs {
-	c, err := j.s.d.Catalog(ctx)
-	if err != nil {
-		return nil
-	}
-	return c.Jobs
-}
-
-func (j jobStore) PutJob(ctx context.Context, id, kind, state string, created, ended time.Time, doc []byte) error {
-	if c := j.jobs(ctx); c != nil {
-		return c.PutJob(ctx, id, kind, state, created, ended, doc)
-	}
-	return nil
-}
-
-func (j jobStore) GetJob(ctx context.Context, id string) ([]byte, error) {
-	if c := j.jobs(ctx); c != nil {
-		return c.GetJob(ctx, id)
-	}
-	return nil, nil
-}
-
-func (j jobStore) JobDocs(ctx context.Context, states []string, limit int) ([][]byte, error) {
-	if c := j.jobs(ctx); c != nil {
-		return c.JobDocs(ctx, states, limit)
-	}
-	return nil, nil
-}
-
-func (j jobStore) PutJobEvent(ctx context.Context, id string, n int, at time.Time, doc []byte) error {
-	c := j.jobs(ctx)
-	if c == nil {
-		return nil
-	}
-	err := c.PutJobEvent(ctx, id, n, at, doc)
-	if errors.Is(err, catalog.ErrNotFound) {
-		// The job began before the catalog was made anew; who follows it has its
-		// events from memory.
-		return nil
-	}
-	return err
-}
-
-func (j jobStore) JobEventDocs(ctx context.Context, id string, after, limit int) ([][]byte, error) {
-	if c := j.jobs(ctx); c != nil {
-		return c.JobEventDocs(ctx, id, after, limit)
-	}
-	return nil, nil
-}
-
 // record appends to the audit log.
 func (s *Server) record(ctx context.Context, e audit.Event) error {
 	e.Time, e.Actor = s.d.Now().UTC(), s.actor(ctx)
 	if _, err := s.d.Audit.Append(context.WithoutCancel(ctx), e); err != nil {
 		return err
 	}
-	s.anchor(ctx)
+	// One more witness: where it cannot be kept, the entry is in the log all the same.
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), witnessWait)
+	defer stop()
+	c, err := s.d.Catalog(ctx)
+	if err == nil {
+		err = witness.Keep(ctx, c, s.d.Audit)
+	}
+	if err != nil {
+		s.d.Log.Info("the audit log's checkpoint is not kept in the catalog", "error", err)
+	}
 	return nil
 }
+
+// witnessWait bounds how long an entry waits for the catalog.
+const witnessWait = 5 * time.Second
 
 // begin records what is about to be done. What cannot be recorded is not done:
 // the caller goes no further where this returns an error.

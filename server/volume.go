@@ -1,11 +1,9 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,12 +12,10 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
-	"github.com/lockstep-backup/lockstep/backup"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/custody"
-	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/prove"
-	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/server/internal/headers"
 )
 
 type volumesQuery struct {
@@ -224,11 +220,6 @@ type headerPath struct {
 	Volume string `path:"volume"`
 }
 
-// exporter is a format that writes a header as the usual tools do.
-type exporter interface {
-	ExportHeader(ctx context.Context, p diskcrypt.Place, w io.Writer) (int64, error)
-}
-
 func (s *Server) exportHeader(ctx context.Context, req *headerPath) (*huma.StreamResponse, error) {
 	e := audit.Event{Action: "header.export", Object: req.Point + "/" + req.Disk + "/" + req.Volume}
 	raw, err := audited(ctx, s, e, func() ([]byte, error) {
@@ -279,95 +270,9 @@ func (s *Server) header(ctx context.Context, req *headerPath) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(mf.Disks, func(d repository.Disk) bool { return d.ID == at.disk })
-	if i < 0 {
-		return nil, fmt.Errorf("disk %s: %w", at.disk, repository.ErrNotFound)
+	raw, copied, err := headers.Export(ctx, repo, s.d.Formats, mf, at.disk, at.volume)
+	if copied != nil {
+		s.d.Log.Warn("a header is not readable on its disk; using its copy", "point", p.ID, "volume", at.String(), "error", copied)
 	}
-	rep, err := backup.Inspection(mf.Disks[i])
-	if err != nil {
-		return nil, err
-	}
-	j := slices.IndexFunc(rep.Volumes, func(v diskcrypt.Volume) bool { return v.ID == at.volume })
-	if j < 0 {
-		return nil, fmt.Errorf("volume %s: %w", at, repository.ErrNotFound)
-	}
-	vol := rep.Volumes[j]
-	if !vol.Detached {
-		raw, err := s.headerFromDisk(ctx, repo, mf.Disks[i], mf.Machine, vol)
-		if err == nil {
-			return raw, nil
-		}
-		s.d.Log.Warn("a header is not readable on its disk; using its copy", "point", p.ID, "volume", at.String(), "error", err)
-	}
-	return s.headerFromCopy(ctx, repo, mf.Disks[i], mf.Machine, vol)
-}
-
-func (s *Server) headerFromDisk(ctx context.Context, repo *repository.Repository, d repository.Disk, machine string, vol diskcrypt.Volume) ([]byte, error) {
-	for _, u := range d.Unread {
-		for _, h := range vol.HeaderRanges {
-			if from := vol.Range.Offset + h.Offset; u.Offset < from+h.Length && from < u.End() {
-				return nil, errors.New("part of it could not be read when the recovery point was made")
-			}
-		}
-	}
-	r, err := repo.OpenDisk(ctx, machine, d)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	at := diskcrypt.Place{Data: io.NewSectionReader(r, vol.Range.Offset, vol.Range.Length), Size: vol.Range.Length}
-	return s.export(ctx, at, vol)
-}
-
-func (s *Server) headerFromCopy(ctx context.Context, repo *repository.Repository, d repository.Disk, machine string, vol diskcrypt.Volume) ([]byte, error) {
-	i := slices.IndexFunc(d.Headers, func(h repository.HeaderRef) bool { return h.Volume == vol.ID })
-	if i < 0 {
-		return nil, fmt.Errorf("volume %s/%s has no header that is known here: %w", d.ID, vol.ID, repository.ErrNotFound)
-	}
-	h, err := repo.Header(ctx, machine, d.Headers[i].ID)
-	if err != nil {
-		return nil, err
-	}
-	if h.Size > maxDetachedHeader {
-		return nil, fmt.Errorf("%d bytes are too many for a header: %w", h.Size, repository.ErrDamaged)
-	}
-	at := diskcrypt.Place{Header: io.NewSectionReader(h, 0, h.Size), HeadSize: h.Size, Data: bytes.NewReader(nil), Size: vol.Range.Length}
-	return s.export(ctx, at, vol)
-}
-
-// maxHeaderExport bounds what is kept in memory; a LUKS2 header has 4 MiB of
-// metadata and 128 MiB of key areas at most.
-const maxHeaderExport = 256 << 20
-
-func (s *Server) export(ctx context.Context, at diskcrypt.Place, vol diskcrypt.Volume) ([]byte, error) {
-	for _, f := range s.d.Formats {
-		e, ok := f.(exporter)
-		if !ok {
-			continue
-		}
-		w := &bounded{max: maxHeaderExport}
-		_, err := e.ExportHeader(ctx, at, w)
-		if errors.Is(err, diskcrypt.ErrNotThisFormat) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		return w.b, nil
-	}
-	return nil, fmt.Errorf("a header of type %s has no file form: %w", vol.Type, diskcrypt.ErrUnsupported)
-}
-
-// bounded collects at most max bytes.
-type bounded struct {
-	b   []byte
-	max int
-}
-
-func (w *bounded) Write(p []byte) (int, error) {
-	if len(w.b)+len(p) > w.max {
-		return 0, fmt.Errorf("longer than %d bytes: %w", w.max, diskcrypt.ErrUnsupported)
-	}
-	w.b = append(w.b, p...)
-	return len(p), nil
+	return raw, err
 }

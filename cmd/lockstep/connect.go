@@ -41,19 +41,6 @@ func connect(ctx context.Context, to cli.Connection) (*api.Client, func() error,
 	return inProcess(dir, newLogger(os.Stderr))
 }
 
-// newLogger writes warnings for people; what is going on is told by jobs.
-func newLogger(w *os.File) *slog.Logger {
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: withoutTime}))
-}
-
-// withoutTime leaves out what a command's reader knows.
-func withoutTime(groups []string, a slog.Attr) slog.Attr {
-	if len(groups) == 0 && a.Key == slog.TimeKey {
-		return slog.Attr{}
-	}
-	return a
-}
-
 // inProcess runs the engine in this process.
 func inProcess(dir dataDir, log *slog.Logger) (*api.Client, func() error, error) {
 	e, err := openEngine(dir, log)

@@ -45,7 +45,7 @@ func proverCommand(dir dataDir) func() (*exec.Cmd, error) {
 
 // runProver is the prover's process.
 func runProver(dir string) int {
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := newLogger(os.Stderr)
 	// Interrupted at the terminal, the parent ends it when it is done with it.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM)
 	if err := serveProver(dataDir(dir), log); err != nil && !errors.Is(err, prover.ErrAbandoned) {

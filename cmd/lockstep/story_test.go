@@ -366,4 +366,8 @@ func TestDetachedHeader(t *testing.T) {
 	if len(w.opens(to, oldPassphrase)) == 0 {
 		t.Error("the exported header does not open")
 	}
+	// The restored disk is of no use without it.
+	if _, told := w.want(0, "", "restore", "web01@latest", "--disk", "vda="+w.path("restored.img")); !strings.Contains(told, "header export") {
+		t.Errorf("nobody says that the header lies apart:\n%s", told)
+	}
 }
