@@ -174,8 +174,14 @@ func (d DiskVolumes) look(id string, was disk.Range) (place, string) {
 	return placeOther, ""
 }
 
+// plain says that the class names what uses the place. A bare table does not: it
+// is the class of a disk none of whose partitions is there, deleted or cut off.
 func plain(class string) bool {
-	return class != "" && class != diskcrypt.ClassUnknown && class != blockstack.Empty
+	switch class {
+	case "", diskcrypt.ClassUnknown, blockstack.Empty, blockstack.GPT, blockstack.MBR:
+		return false
+	}
+	return true
 }
 
 // hasHeader says that the volume has a header of a known format that could be

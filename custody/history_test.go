@@ -77,6 +77,7 @@ func TestHeaderStories(t *testing.T) {
 		{"zeroes", [][]DiskVolumes{onP2("R1", good, ""), onP2("R2", nil, blockstack.Empty), onP2("R3", nil, blockstack.Empty)}, Unrecoverable, export, "header loss", ""},
 		{"the table is gone too", [][]DiskVolumes{onP2("R1", good, ""), onP2("R2", opaque, ""), wholeDisk("R3", diskcrypt.TypeOpaque, *whole)}, Unrecoverable, export, "vda/p2: header loss", "encryption"},
 		{"cut to almost nothing", [][]DiskVolumes{onP2("R1", good, ""), wholeDisk("R2", diskcrypt.ClassUnknown)}, Unrecoverable, export, "header loss", ""},
+		{"cut behind the table", [][]DiskVolumes{onP2("R1", good, ""), wholeDisk("R2", blockstack.GPT)}, Unrecoverable, export, "header loss", "encryption"},
 		{"its recovery point was deleted", [][]DiskVolumes{deleted(onP2("", good, "")), onP2("R2", opaque, "")}, Unrecoverable, "were deleted", "header loss", "lockstep header export"},
 		{"a later one was deleted", [][]DiskVolumes{onP2("R1", good, ""), deleted(onP2("", good, "")), onP2("R3", opaque, "")}, Unrecoverable, export, "header loss", ""},
 		{"opaque ever since", [][]DiskVolumes{onP2("R1", opaque, ""), onP2("R2", opaque, "")}, Opaque, "", "unchanged", ""},
