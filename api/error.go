@@ -17,7 +17,7 @@ const (
 // Error is a problem document (RFC 9457) with what a CLI needs: the exit
 // status and a hint. It implements error.
 type Error struct {
-	Status int      `json:"status" doc:"HTTP status"`
+	Status int      `json:"status,omitempty" doc:"HTTP status; none where no server was asked"`
 	Title  string   `json:"title"`
 	Detail string   `json:"detail" doc:"lower-case, operation first"`
 	Exit   int      `json:"exit" doc:"exit status of the command contract"`

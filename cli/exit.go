@@ -164,7 +164,8 @@ func (a *app) report(ctx context.Context, err error) int {
 	if status == api.ExitInterrupted && refused == nil {
 		text = interruptedText(text)
 	}
-	if hint == "" {
+	// What a server says of a value, no help of a command explains.
+	if hint == "" && (refused == nil || status != api.ExitUsage) {
 		hint = generalHints[status]
 	}
 	a.warnf("lockstep: %s", screen.Clean(text))

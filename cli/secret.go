@@ -76,7 +76,7 @@ VOLUME is DISK/VOLUME, a volume's id, or a unique prefix of it.`,
 					Keep: keep, Secret: secret, New: anew,
 				})
 				if err != nil {
-					return operationError("secret add", err)
+					return withReturnHint(operationError("secret add", err), kind, data)
 				}
 				a.emit(r, func(w io.Writer) { a.printAdded(w, r, kind) })
 				for _, m := range r.Messages {
@@ -99,6 +99,18 @@ VOLUME is DISK/VOLUME, a volume's id, or a unique prefix of it.`,
 	f.BoolVar(&anew, "new", false, "make a secret of its own, not a version of the machine's")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(secretKinds, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
+}
+
+// withReturnHint says of a passphrase that opens nothing that it ends with a
+// carriage return, which nobody sees who looks at the file.
+func withReturnHint(err error, kind string, data []byte) error {
+	var refused *api.Error
+	if kind != "passphrase" || !bytes.HasSuffix(data, []byte("\r")) || !errors.As(err, &refused) || refused.Exit != api.ExitWrongSecret {
+		return err
+	}
+	told := *refused
+	told.Hint = "the line ends with a carriage return (a file from Windows?), which counts as a part of the passphrase: take it away"
+	return &told
 }
 
 func (a *app) printAdded(w io.Writer, r api.SecretAddResult, kind string) {

@@ -65,6 +65,7 @@ var NotRebuilt = []string{
 	"jobs and their history",
 	"machines that were enrolled and never backed up",
 	"reasons and dates of deleted recovery points",
+	"when a machine was enrolled: it counts from its record in the repository",
 }
 
 // contents is all that is read before the catalog is touched.

@@ -89,7 +89,7 @@ func (s *Server) listJobs(ctx context.Context, _ *none) (*out[[]api.Job], error)
 func (s *Server) getJob(ctx context.Context, req *JobPath) (*out[api.Job], error) {
 	j, err := s.jobs.Get(ctx, req.ID)
 	if err != nil {
-		return nil, fmt.Errorf("find job %s: %w", req.ID, err)
+		return nil, err
 	}
 	return &out[api.Job]{Body: jobView(j)}, nil
 }

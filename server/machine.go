@@ -211,7 +211,11 @@ func (s *Server) removeMachine(ctx context.Context, req *MachinePath) (*none, er
 			return nil, err
 		}
 		if len(points) > 0 {
-			p := refused("remove machine %s: it has %d recovery points", m.Name, len(points))
+			what := "recovery points"
+			if len(points) == 1 {
+				what = "recovery point"
+			}
+			p := refused("remove machine %s: it has %d %s", m.Name, len(points), what)
 			p.Hint = "delete its recovery points first ('lockstep point delete'), or leave it: a machine costs nothing"
 			for _, pt := range points {
 				p.Items = append(p.Items, pt.ID)

@@ -126,16 +126,39 @@ const jobsKept = 90 * 24 * time.Hour
 // recoverJobs marks what a killed process left running as failed, and forgets
 // jobs that ended long ago: the audit log has what matters of them.
 func (s *Server) recoverJobs(ctx context.Context) {
-	n, err := s.jobs.Recover(context.WithoutCancel(ctx))
+	ctx = context.WithoutCancel(ctx)
+	before, err := s.jobs.List(ctx, maxJobs)
+	if err != nil {
+		s.d.Log.Warn("jobs of earlier processes could not be looked at", "error", err)
+	}
+	n, err := s.jobs.Recover(ctx)
 	if err != nil {
 		s.d.Log.Warn("jobs of earlier processes could not be looked at", "error", err)
 	}
 	if n > 0 {
 		s.d.Log.Info("jobs of processes that died are marked as failed", "jobs", n)
+		s.recordDead(ctx, before)
 	}
 	if c, err := s.d.Catalog(ctx); err == nil {
-		if err := c.Jobs.TrimJobs(context.WithoutCancel(ctx), s.d.Now().Add(-jobsKept)); err != nil {
+		if err := c.Jobs.TrimJobs(ctx, s.d.Now().Add(-jobsKept)); err != nil {
 			s.d.Log.Warn("old jobs could not be forgotten", "error", err)
+		}
+	}
+}
+
+// recordDead records the jobs whose process died: they could not do it themselves.
+func (s *Server) recordDead(ctx context.Context, before []job.Job) {
+	for _, j := range before {
+		if j.State.Ended() {
+			continue
+		}
+		now, err := s.jobs.Get(ctx, j.ID)
+		if err != nil || now.State != job.Failed || now.Error != job.ErrStopped.Error() {
+			continue
+		}
+		e := audit.Event{Action: "job.died", Object: j.ID, Outcome: audit.Failed, Detail: map[string]string{"kind": j.Kind, "error": now.Error}}
+		if err := s.record(ctx, e); err != nil {
+			s.d.Log.Warn("that a job died is not recorded", "job", j.ID, "error", err)
 		}
 	}
 }

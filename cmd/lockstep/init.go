@@ -59,6 +59,7 @@ type initialiser struct {
 	dir     dataDir
 	plan    plan
 	again   bool // an interrupted init goes on
+	made    bool // the folder was not there
 
 	config   config
 	before   func(step int)  // for tests, may be nil
@@ -84,6 +85,8 @@ func (i *initialiser) run(ctx context.Context) error {
 	}
 	defer lock.Release()
 	if err := i.decide(); err != nil {
+		lock.Release()
+		i.unmake()
 		return err
 	}
 	for n, step := range []func(context.Context) error{
@@ -114,6 +117,8 @@ var ours = []string{"keys", "keymanager", "repository", "catalog.db", "audit"}
 func (i *initialiser) makeDir() error {
 	_, err := os.Lstat(i.dir.pending())
 	i.again = err == nil
+	_, err = os.Lstat(string(i.dir))
+	i.made = errors.Is(err, fs.ErrNotExist)
 	if err := os.MkdirAll(string(i.dir), 0o700); err != nil {
 		return err
 	}
@@ -135,6 +140,15 @@ func (i *initialiser) makeDir() error {
 		}
 	}
 	return i.dir.checkPrivate()
+}
+
+// unmake takes the folder away again where nothing was decided on: a wrong
+// option is no reason to leave something behind.
+func (i *initialiser) unmake() {
+	if _, err := os.Lstat(i.dir.pending()); i.made && errors.Is(err, fs.ErrNotExist) {
+		_ = os.RemoveAll(i.dir.run())
+		_ = os.Remove(string(i.dir)) // only if it is empty
+	}
 }
 
 // decide makes the plan, or takes up the one of the init that was interrupted.
