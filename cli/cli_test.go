@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cli/internal/files"
 )
 
 // lockedBuffer is an output that bars and the command write at once.
@@ -484,7 +485,7 @@ func TestGlobalFlags(t *testing.T) {
 }
 
 func TestReadSecret(t *testing.T) {
-	long := strings.Repeat("x", maxSecretBytes)
+	long := strings.Repeat("x", files.MaxSecret)
 	tests := []struct {
 		in   string
 		line bool
@@ -505,7 +506,7 @@ func TestReadSecret(t *testing.T) {
 	for _, tt := range tests {
 		// One byte at a time finds what falls on the edges of reads.
 		for _, r := range []io.Reader{strings.NewReader(tt.in), iotestOneByte{strings.NewReader(tt.in)}} {
-			got, err := readSecret(r, tt.line)
+			got, err := files.ReadSecret(r, tt.line)
 			if (err == nil) != tt.ok || (tt.ok && string(got) != tt.want) {
 				t.Errorf("readSecret(%.20q, %v) = %.20q, %v", tt.in, tt.line, got, err)
 			}

@@ -13,12 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cli/internal/files"
 	"github.com/lockstep-backup/lockstep/cli/internal/screen"
 )
-
-// maxSecretBytes bounds a secret; it is also the longest key file that
-// cryptsetup takes.
-const maxSecretBytes = 8 << 20
 
 var secretKinds = []string{"passphrase", "key-file", "recovery-password", "startup-key", "volume-key"}
 
@@ -161,13 +158,13 @@ func (a *app) readSecretFile(ctx context.Context, file, kind, machine string) ([
 		data, err = a.env.ReadPassword(ctx)
 		a.warnf("")
 	case file == "-":
-		data, err = interruptible(ctx, func() ([]byte, error) { return readSecret(a.env.Stdin, line) })
+		data, err = interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(a.env.Stdin, line) })
 	default:
 		var f *os.File
 		if f, err = os.Open(file); err != nil {
 			return nil, err
 		}
-		data, err = interruptible(ctx, func() ([]byte, error) { return readSecret(f, line) })
+		data, err = interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(f, line) })
 		_ = f.Close()
 	}
 	if err == nil && len(data) == 0 {
@@ -178,48 +175,6 @@ func (a *app) readSecretFile(ctx context.Context, file, kind, machine string) ([
 		return nil, err
 	}
 	return data, nil
-}
-
-// readSecret reads all of r, or its first line without the newline, and leaves
-// no copy behind in memory that it gave up.
-func readSecret(r io.Reader, line bool) ([]byte, error) {
-	buf := make([]byte, 0, 4<<10)
-	for {
-		if len(buf) == cap(buf) {
-			if cap(buf) > maxSecretBytes {
-				clear(buf)
-				return nil, fmt.Errorf("read the secret: it is longer than %d bytes", maxSecretBytes)
-			}
-			grown := make([]byte, len(buf), 2*cap(buf))
-			copy(grown, buf)
-			clear(buf)
-			buf = grown
-		}
-		n, err := r.Read(buf[len(buf):cap(buf)])
-		start := len(buf)
-		buf = buf[:start+n]
-		if line {
-			if i := bytes.IndexByte(buf[start:], '\n'); i >= 0 {
-				clear(buf[start+i:])
-				return limitSecret(buf[:start+i])
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return limitSecret(buf)
-		}
-		if err != nil {
-			clear(buf)
-			return nil, fmt.Errorf("read the secret: %w", err)
-		}
-	}
-}
-
-func limitSecret(b []byte) ([]byte, error) {
-	if len(b) > maxSecretBytes {
-		clear(b)
-		return nil, fmt.Errorf("read the secret: it is longer than %d bytes", maxSecretBytes)
-	}
-	return b, nil
 }
 
 func (a *app) secretList() *cobra.Command {
@@ -450,7 +405,7 @@ func (a *app) handOut(r api.Released, to string) error {
 		}
 		return nil
 	}
-	err := createNew(to, func(w io.Writer) error {
+	err := files.CreateNew(to, func(w io.Writer) error {
 		_, err := w.Write(r.Data)
 		return err
 	})

@@ -4,14 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cli/internal/files"
 	"github.com/lockstep-backup/lockstep/cli/internal/screen"
 )
 
@@ -226,7 +225,7 @@ from its copy: areas that no key slot uses are zeroes in it.`,
 			}
 			return a.withClient(ctx, func(c *api.Client) error {
 				var n int64
-				err := createNew(to, func(w io.Writer) (err error) {
+				err := files.CreateNew(to, func(w io.Writer) (err error) {
 					n, err = c.ExportHeader(ctx, parts[0], parts[1], parts[2], w)
 					return err
 				})
@@ -242,34 +241,6 @@ from its copy: areas that no key slot uses are zeroes in it.`,
 	})
 	cmd.Flags().StringVar(&to, "to", "", "`FILE` to make")
 	return cmd
-}
-
-// createNew makes a file with mode 0600 that must not exist, lets fill write
-// it, and makes it durable. What could not be finished is removed.
-func createNew(path string, fill func(io.Writer) error) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			_ = os.Remove(path)
-		}
-	}()
-	if err := fill(f); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if d, derr := os.Open(filepath.Dir(path)); derr == nil {
-		_ = d.Sync() // some systems cannot; the file itself is down
-		_ = d.Close()
-	}
-	return nil
 }
 
 // shortEpoch leaves of "v1:" and 64 digits what tells epochs of one machine

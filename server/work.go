@@ -385,7 +385,7 @@ func (s *Server) restore(ctx context.Context, c *catalog.Catalog, p catalog.Poin
 	if err != nil {
 		return result{}, err
 	}
-	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: preflight(v, r.Targets), Disks: []api.RestoredDisk{}}
+	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: show.Preflight(v, r.Targets), Disks: []api.RestoredDisk{}}
 	for _, k := range res.Keys {
 		if len(k.Opens) > 0 {
 			rep.Message("%s/%s: opened by %s (%s)", k.Disk, k.Volume, strings.Join(k.Opens, ", "), k.State)
@@ -429,28 +429,6 @@ func (s *Server) restore(ctx context.Context, c *catalog.Catalog, p catalog.Poin
 		}
 	}
 	return out, err
-}
-
-// preflight names what opens the volumes of the disks that are restored.
-func preflight(v api.Point, targets []api.RestoreTarget) []api.PointKey {
-	keys := []api.PointKey{}
-	for _, d := range v.Disks {
-		if !slices.ContainsFunc(targets, func(t api.RestoreTarget) bool { return t.Disk == d.ID }) {
-			continue
-		}
-		for _, vol := range d.Volumes {
-			k := api.PointKey{Disk: d.ID, Volume: vol.ID, State: vol.State, Opens: []string{}}
-			for _, p := range vol.Protectors {
-				for _, ref := range p.OpenedBy {
-					if !slices.Contains(k.Opens, ref) {
-						k.Opens = append(k.Opens, ref)
-					}
-				}
-			}
-			keys = append(keys, k)
-		}
-	}
-	return keys
 }
 
 func (s *Server) startVerification(ctx context.Context, req *in[api.VerifyRequest]) (*out[api.Job], error) {
