@@ -303,8 +303,15 @@ func (b *bench) table(peers bool) {
 	fmt.Println("| step | wall s | CPU s | peak MiB | against | ratio wall |")
 	fmt.Println("|---|---|---|---|---|---|")
 	rows := [][2]string{
-		{stepDD, ""}, {stepRead, ""}, {stepCopy, stepDD}, {stepFirst, stepDD}, {stepRestore, stepDD},
-		{stepSame, stepRead}, {stepChanged, stepSame}, {stepPlain, ""}, {stepVerify, stepPlain},
+		{stepDD, ""},
+		{stepRead, ""},
+		{stepCopy, stepDD},
+		{stepFirst, stepDD},
+		{stepRestore, stepDD},
+		{stepSame, stepRead},
+		{stepChanged, stepSame},
+		{stepPlain, ""},
+		{stepVerify, stepPlain},
 	}
 	if peers {
 		rows = append(rows, [2]string{stepRestic, stepDD}, [2]string{stepBorg, stepDD}, [2]string{stepResticRe, stepDD}, [2]string{stepBorgRe, stepDD})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/badrange"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 )
@@ -340,7 +341,7 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 	}
 	start := index * format.LeafSize
 	n := min(format.LeafSize, u.size-start)
-	unread, err := u.readSource(u.in[:n], start)
+	unread, err := badrange.Read(u.diskWriter.in.Source, u.in[:n], start, u.diskWriter.in.Unreadable, u.opts.Unread)
 	if err != nil {
 		res.err = err
 		return res
@@ -352,7 +353,7 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 		switch {
 		case unread[b] != 0:
 			digests[b] = u.g.UnreadBlock(p, unread[b])
-			res.unread = append(res.unread, maskRanges(start+int64(b)*format.BlockSize, unread[b], u.size)...)
+			res.unread = append(res.unread, badrange.Ranges(start+int64(b)*format.BlockSize, unread[b], u.size)...)
 		case !isZero(p):
 			digests[b] = u.g.Block(p)
 		}
@@ -543,71 +544,8 @@ func gather(dst, block []byte, mask uint16) []byte {
 	return dst[:n]
 }
 
-// readSource fills p from the source. Where it has bad ranges, they are
-// narrowed down to pages, which stay zero and are named in the masks.
-func (u *unitWorker) readSource(p []byte, off int64) (unread [format.LeafBlocks]uint16, err error) {
-	src := u.diskWriter.in.Source
-	err = readSourceFull(src, p, off)
-	if err == nil || u.diskWriter.in.Unreadable == nil || !u.diskWriter.in.Unreadable(err) {
-		return unread, err
-	}
-	if !u.opts.Unread {
-		return unread, fmt.Errorf("disk cannot be read at %d: %w", off, err)
-	}
-	for b := 0; b*format.BlockSize < len(p); b++ {
-		block := p[b*format.BlockSize : min((b+1)*format.BlockSize, len(p))]
-		at := off + int64(b)*format.BlockSize
-		if err := readSourceFull(src, block, at); err == nil {
-			continue
-		} else if !u.diskWriter.in.Unreadable(err) {
-			return unread, err
-		}
-		for i := 0; i*format.PageSize < len(block); i++ {
-			page := block[i*format.PageSize : min((i+1)*format.PageSize, len(block))]
-			if err := readSourceFull(src, page, at+int64(i)*format.PageSize); err == nil {
-				continue
-			} else if !u.diskWriter.in.Unreadable(err) {
-				return unread, err
-			}
-			clear(page)
-			unread[b] |= 1 << i
-		}
-	}
-	return unread, nil
-}
-
-func readSourceFull(src io.ReaderAt, p []byte, off int64) error {
-	n, err := src.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		return fmt.Errorf("read source at %d: %w", off+int64(n), io.ErrUnexpectedEOF)
-	}
-	return err
-}
-
 // overlaps reports whether one of rs meets [start, end).
 func overlaps(rs disk.Ranges, start, end int64) bool {
 	i := sort.Search(len(rs), func(i int) bool { return rs[i].End() > start })
 	return i < len(rs) && rs[i].Offset < end
-}
-
-// maskRanges gives the byte ranges of a block's pages, cut at the disk's size.
-func maskRanges(start int64, mask uint16, size int64) (rs []disk.Range) {
-	for i := range format.PagesPerBlock {
-		if mask&(1<<i) == 0 {
-			continue
-		}
-		r := disk.Range{Offset: start + int64(i)*format.PageSize, Length: format.PageSize}
-		if r.Length = min(r.Length, size-r.Offset); r.Length <= 0 {
-			break
-		}
-		if n := len(rs); n > 0 && rs[n-1].End() == r.Offset {
-			rs[n-1].Length += r.Length
-			continue
-		}
-		rs = append(rs, r)
-	}
-	return rs
 }
