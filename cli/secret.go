@@ -158,13 +158,13 @@ func (a *app) readSecretFile(ctx context.Context, file, kind, machine string) ([
 		data, err = a.env.ReadPassword(ctx)
 		a.warnf("")
 	case file == "-":
-		data, err = interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(a.env.Stdin, line) })
+		data, err = files.Interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(a.env.Stdin, line) })
 	default:
 		var f *os.File
 		if f, err = os.Open(file); err != nil {
 			return nil, err
 		}
-		data, err = interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(f, line) })
+		data, err = files.Interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(f, line) })
 		_ = f.Close()
 	}
 	if err == nil && len(data) == 0 {

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/term"
+
+	"github.com/lockstep-backup/lockstep/cli/internal/files"
 )
 
 func isTerminal(stream any) bool {
@@ -26,30 +28,9 @@ func readPassword(ctx context.Context, stdin io.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := interruptible(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
+	b, err := files.Interruptible(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
 	if ctx.Err() != nil {
 		_ = term.Restore(fd, before)
 	}
 	return b, err
-}
-
-// interruptible calls fn, which may block on input for ever, and gives up on it
-// when ctx ends; what fn reads later is wiped.
-func interruptible(ctx context.Context, fn func() ([]byte, error)) ([]byte, error) {
-	type result struct {
-		b   []byte
-		err error
-	}
-	ch := make(chan result, 1)
-	go func() {
-		b, err := fn()
-		ch <- result{b, err}
-	}()
-	select {
-	case r := <-ch:
-		return r.b, r.err
-	case <-ctx.Done():
-		go func() { clear((<-ch).b) }()
-		return nil, ctx.Err()
-	}
 }

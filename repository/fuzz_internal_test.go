@@ -12,6 +12,7 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/settings"
 	"github.com/lockstep-backup/lockstep/store/memstore"
 )
 
@@ -84,7 +85,7 @@ func FuzzConfig(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := parseConfig(raw)
+		c, err := settings.Parse(raw)
 		if err == nil && (c.Format != 1 || len(c.Must) != 0 || !format.ValidID(c.ID) || c.Sealing != SealingAESGCM && c.Sealing != SealingNone) {
 			t.Fatalf("taken: %+v", c)
 		}

@@ -15,23 +15,14 @@ import (
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/holder"
+	"github.com/lockstep-backup/lockstep/repository/internal/settings"
 	"github.com/lockstep-backup/lockstep/repository/internal/trust"
 	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
 // config is the body of the object "config".
-type config struct {
-	Format  int       `json:"format"`
-	ID      string    `json:"id"`
-	Created time.Time `json:"created"`
-	Sealing string    `json:"sealing"`
-	Must    []string  `json:"must"`
-	May     []string  `json:"may"`
-}
-
-// knownFeatures are the must-understand features this version reads.
-var knownFeatures = map[string]bool{}
+type config = settings.Config
 
 // Holder is who can unwrap the repository's DEK; NewHolder asks for one more;
 // Unlocker is what may open it.
@@ -191,7 +182,7 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, er
 	if r.now == nil {
 		r.now = time.Now
 	}
-	raw, err := twin.Get(ctx, st, format.ConfigKey, func(raw []byte) error { r.cfg, err = parseConfig(raw); return err })
+	raw, err := twin.Get(ctx, st, format.ConfigKey, func(raw []byte) error { r.cfg, err = settings.Parse(raw); return err })
 	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
@@ -243,31 +234,6 @@ func (r *Repository) TakeHealed() []string {
 	keys := r.healed
 	r.healed = nil
 	return keys
-}
-
-func parseConfig(raw []byte) (c config, err error) {
-	body, err := envelope.OpenFrame(raw, format.KindConfig, nil, nil)
-	if err != nil {
-		return c, err
-	}
-	if err := json.Unmarshal(body, &c); err != nil {
-		return c, err
-	}
-	if c.Format != 1 {
-		return c, fmt.Errorf("%w: version %d, this program reads version 1", ErrFormat, c.Format)
-	}
-	for _, f := range c.Must {
-		if !knownFeatures[f] {
-			return c, fmt.Errorf("%w: it needs the feature %q, which this program lacks", ErrFormat, f)
-		}
-	}
-	if c.Sealing != SealingAESGCM && c.Sealing != SealingNone {
-		return c, fmt.Errorf("%w: sealing %q", ErrFormat, c.Sealing)
-	}
-	if !format.ValidID(c.ID) {
-		return c, format.ErrCorrupt
-	}
-	return c, nil
 }
 
 // readOnly is the error of writing without a writer's key.

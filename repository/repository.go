@@ -16,6 +16,7 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/holder"
+	"github.com/lockstep-backup/lockstep/repository/internal/settings"
 )
 
 // Errors that callers act on.
@@ -36,8 +37,8 @@ type DamageError = damage.Error
 
 // Sealing of extents.
 const (
-	SealingAESGCM = "aes-256-gcm"
-	SealingNone   = "none"
+	SealingAESGCM = settings.AESGCM
+	SealingNone   = settings.None
 )
 
 // Machine is a protected machine as the repository knows it.

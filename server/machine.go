@@ -149,7 +149,7 @@ func (s *Server) machineDetail(ctx context.Context, c *catalog.Catalog, m catalo
 		return d, err
 	}
 	d.Points = len(points)
-	d.State = worst(points)
+	d.State = show.Worst(points)
 	if len(points) > 0 {
 		latest := points[0]
 		d.Latest = &latest

@@ -10,7 +10,6 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/catalog"
-	"github.com/lockstep-backup/lockstep/custody"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/repository"
@@ -159,15 +158,6 @@ func (s *Server) custodyDeps(ctx context.Context, c *catalog.Catalog) prove.Deps
 		d.Repo = r
 	}
 	return d
-}
-
-// worst is the state of a machine.
-func worst(points []api.Point) string {
-	states := make([]custody.State, 0, len(points))
-	for _, p := range points {
-		states = append(states, custody.State(p.State))
-	}
-	return string(custody.WorstState(states...))
 }
 
 type pointDelete struct {

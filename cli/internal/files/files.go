@@ -5,6 +5,7 @@ package files
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -84,4 +85,25 @@ func CreateNew(path string, fill func(io.Writer) error) (err error) {
 		_ = d.Close()
 	}
 	return nil
+}
+
+// Interruptible calls fn, which may block on input for ever, and gives up on it
+// when ctx ends; what fn reads later is wiped.
+func Interruptible(ctx context.Context, fn func() ([]byte, error)) ([]byte, error) {
+	type result struct {
+		b   []byte
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		b, err := fn()
+		ch <- result{b, err}
+	}()
+	select {
+	case r := <-ch:
+		return r.b, r.err
+	case <-ctx.Done():
+		go func() { clear((<-ch).b) }()
+		return nil, ctx.Err()
+	}
 }
