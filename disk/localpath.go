@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"path/filepath"
 	"runtime"
@@ -44,4 +45,27 @@ func LocalPath(location string) (path string, query url.Values, err error) {
 		return "", nil, fmt.Errorf("%w: the file URL has no usable path", ErrNotLocal)
 	}
 	return filepath.FromSlash(path), u.Query(), nil
+}
+
+// NotADisk says what a path is that is neither a regular file nor, where
+// devices are supported, a block device: "a folder", "a FIFO", …; "" if it is one.
+func NotADisk(mode fs.FileMode, devices bool) string {
+	switch {
+	case mode.IsRegular():
+		return ""
+	case mode.IsDir():
+		return "a folder"
+	case mode&fs.ModeNamedPipe != 0:
+		return "a FIFO"
+	case mode&fs.ModeSocket != 0:
+		return "a socket"
+	case mode&fs.ModeCharDevice != 0:
+		return "a character device"
+	case mode&fs.ModeDevice != 0 && devices:
+		return ""
+	case mode&fs.ModeDevice != 0:
+		return "a block device, which is supported on Linux only"
+	default:
+		return "not a file or block device"
+	}
 }

@@ -138,27 +138,10 @@ func (d *Disk) prepare(before fs.FileInfo, opts source.Options) error {
 }
 
 func refuseKind(path string, mode fs.FileMode) error {
-	what := ""
-	switch {
-	case mode.IsRegular():
-		return nil
-	case mode.IsDir():
-		what = "a folder"
-	case mode&fs.ModeNamedPipe != 0:
-		what = "a FIFO"
-	case mode&fs.ModeSocket != 0:
-		what = "a socket"
-	case mode&fs.ModeCharDevice != 0:
-		what = "a character device"
-	case mode&fs.ModeDevice != 0:
-		if devicesSupported {
-			return nil
-		}
-		what = "a block device, which is read on Linux only"
-	default:
-		what = "not a file or block device"
+	if what := disk.NotADisk(mode, devicesSupported); what != "" {
+		return fmt.Errorf("open source %s: %w: it is %s", path, source.ErrUnsupported, what)
 	}
-	return fmt.Errorf("open source %s: %w: it is %s", path, source.ErrUnsupported, what)
+	return nil
 }
 
 func openError(path string, err error) error {

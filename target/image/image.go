@@ -82,27 +82,10 @@ func openError(path string, err error) error {
 }
 
 func refuseKind(path string, mode fs.FileMode) error {
-	what := ""
-	switch {
-	case mode.IsRegular():
-		return nil
-	case mode.IsDir():
-		what = "a folder"
-	case mode&fs.ModeNamedPipe != 0:
-		what = "a FIFO"
-	case mode&fs.ModeSocket != 0:
-		what = "a socket"
-	case mode&fs.ModeCharDevice != 0:
-		what = "a character device"
-	case mode&fs.ModeDevice != 0:
-		if devicesSupported {
-			return nil
-		}
-		what = "a block device, which is written on Linux only"
-	default:
-		what = "not a file or block device"
+	if what := disk.NotADisk(mode, devicesSupported); what != "" {
+		return fmt.Errorf("open target %s: %w: it is %s", path, target.ErrNotNamed, what)
 	}
-	return fmt.Errorf("open target %s: %w: it is %s", path, target.ErrNotNamed, what)
+	return nil
 }
 
 // create makes a new file of holes.
