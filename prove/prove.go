@@ -286,28 +286,43 @@ func (r *runner) unreadable(ctx context.Context, res Result, err error) (Result,
 	return res, nil
 }
 
-// volume tries the candidates of one volume and records what came of it. The
-// error is the context's or the catalog's.
+// volume tries the candidates of one volume and records what came of it: until
+// one opens it, and then what else is active, for each protector in use wants
+// its proof and its hold. The error is the context's or the catalog's.
 func (r *runner) volume(ctx context.Context, s *subject, v subjectVolume, view *View, res *Result) error {
-	name := custody.VolumeKey{Disk: v.disk, Volume: v.volume.ID}.String()
 	candidates, err := view.candidates(ctx, s.catalog, v.disk, v.volume)
 	if err != nil {
 		return err
 	}
+	active := map[keymanager.Ref]bool{}
 	req := custody.VolumeRequest{Disk: v.disk, ContentRoot: v.contentRoot, Volume: v.volume, HeaderSize: v.headerSize}
 	for _, c := range candidates {
 		if c.Usable() && !c.Refused {
 			req.Candidates = append(req.Candidates, custody.CandidateRequest{Secret: c.Secret, Kind: c.Kind})
+			active[c.Secret] = c.State == keymanager.Active
 		}
 	}
-	if len(req.Candidates) == 0 || r.Prover == nil {
-		return nil
+	for len(req.Candidates) > 0 && r.Prover != nil {
+		o, err := r.try(ctx, s, v, req, view, res)
+		if err != nil || o == nil || len(o.Attempts) == 0 || o.Proof == nil {
+			return err
+		}
+		req.Candidates = slices.DeleteFunc(req.Candidates, func(c custody.CandidateRequest) bool {
+			return !active[c.Secret] || slices.ContainsFunc(o.Attempts, func(a custody.AttemptOutcome) bool { return a.Secret == c.Secret })
+		})
 	}
+	return nil
+}
+
+// try has the prover try the candidates up to the first that opens the volume.
+// The outcome is nil where the prover gave none.
+func (r *runner) try(ctx context.Context, s *subject, v subjectVolume, req custody.VolumeRequest, view *View, res *Result) (*custody.VolumeOutcome, error) {
+	name := custody.VolumeKey{Disk: v.disk, Volume: v.volume.ID}.String()
 	outcome, err := r.Prover.Try(ctx, custody.Request{
 		Repository: r.Repo.ID(), Machine: s.catalog.Machine, Point: s.catalog.ID, Volumes: []custody.VolumeRequest{req},
 	}, s.reader)
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
 	if err != nil {
 		// Nothing is known about any of them: it stays unproven, with the reason.
@@ -316,7 +331,7 @@ func (r *runner) volume(ctx context.Context, s *subject, v subjectVolume, view *
 			view.stop(v.volume.HeaderDigest, c.Secret, proverWords(err))
 		}
 		res.Problems = append(res.Problems, name+": "+proverWords(err))
-		return nil
+		return nil, nil
 	}
 	res.Seconds += outcome.Seconds
 	res.PeakRSS = max(res.PeakRSS, outcome.PeakRSS)
@@ -334,13 +349,13 @@ func (r *runner) volume(ctx context.Context, s *subject, v subjectVolume, view *
 			continue
 		}
 		if err := view.attempted(ctx, v.volume.HeaderDigest, a.Secret, a.Protectors); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if o.Proof == nil {
-		return nil
+		return &o, nil
 	}
-	return r.proof(ctx, s, o, view, res, name)
+	return &o, r.proof(ctx, s, o, view, res, name)
 }
 
 func proverWords(err error) string {
