@@ -41,6 +41,7 @@ var (
 type Options struct {
 	Store      store.Store
 	Identities envelope.Secret // text of an age identity file
+	Passphrase envelope.Secret // of the repository; without identities it opens no key packages
 	Kits       []kit.Kit       // one of them must be this repository's
 	Unpinned   bool            // go on without a kit: believe whatever the repository says of itself
 	Formats    []diskcrypt.Format
@@ -65,9 +66,12 @@ func Open(ctx context.Context, o Options) (*Rescue, error) {
 	if len(o.Kits) == 0 && !o.Unpinned {
 		return nil, ErrUnpinned
 	}
-	recipients, err := envelope.RecipientsOf(o.Identities)
-	if err != nil {
-		return nil, fmt.Errorf("read recovery identity: %w", err)
+	var recipients []string
+	if o.Identities.Len() > 0 || o.Passphrase.Len() == 0 {
+		var err error
+		if recipients, err = envelope.RecipientsOf(o.Identities); err != nil {
+			return nil, fmt.Errorf("read recovery identity: %w", err)
+		}
 	}
 	r := &Rescue{
 		identities: envelope.CopySecret(o.Identities.Expose()), recipients: recipients,
@@ -83,7 +87,7 @@ func Open(ctx context.Context, o Options) (*Rescue, error) {
 func (r *Rescue) open(ctx context.Context, o Options) (err error) {
 	open := func(root string) (*repository.Repository, error) {
 		return repository.Open(ctx, readOnly{o.Store}, repository.OpenOptions{
-			Unlock: repository.Unlocker{Identities: r.identities}, TrustRoot: root, Log: o.Log,
+			Unlock: repository.Unlocker{Identities: r.identities, Passphrase: o.Passphrase}, TrustRoot: root, Log: o.Log,
 		})
 	}
 	if len(o.Kits) == 0 {

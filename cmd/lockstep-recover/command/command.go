@@ -50,6 +50,7 @@ type app struct {
 
 	repository string
 	identities []string
+	passphrase string
 	unpinned   bool
 	output     string
 	quiet      bool
@@ -121,6 +122,7 @@ What to do, step by step: list, open-check, restore, secrets.`,
 	f := root.PersistentFlags()
 	f.StringVar(&a.repository, "repository", "", "`DIR` or URL of the repository or a copy of it (default: where the kit says it was)")
 	f.StringArrayVar(&a.identities, "identity", nil, "`FILE` with the recovery kit or a bare age identity; may be repeated")
+	f.StringVar(&a.passphrase, "passphrase-file", "", "`FILE` with the repository's passphrase, where init was given one: restores disks, opens no key packages")
 	f.BoolVar(&a.unpinned, "unpinned", false, "go on without a kit, trusting whatever the repository says of itself")
 	f.StringVarP(&a.output, "output", "o", "text", "`text|json`")
 	f.BoolVar(&a.quiet, "quiet", false, "no progress; results, warnings and errors only")
@@ -338,6 +340,9 @@ func clean(s string) string {
 // readIdentities reads kits and bare identities.
 func (a *app) readIdentities() (ids envelope.Secret, kits []kit.Kit, err error) {
 	if len(a.identities) == 0 {
+		if a.passphrase != "" {
+			return ids, nil, nil
+		}
 		return ids, nil, usagef("--identity is missing: the recovery kit")
 	}
 	var texts []envelope.Secret
@@ -398,6 +403,13 @@ func (a *app) with(ctx context.Context, fn func(r *rescue.Rescue) error) error {
 			k.Identity.Wipe()
 		}
 	}()
+	var passphrase envelope.Secret
+	if a.passphrase != "" {
+		if passphrase, err = envelope.ReadSecretFile(a.passphrase, true, a.env.Stdin); err != nil {
+			return fmt.Errorf("read passphrase %s: %w", a.passphrase, err)
+		}
+		defer passphrase.Wipe()
+	}
 	location := a.repository
 	if location == "" {
 		for _, k := range kits {
@@ -416,7 +428,7 @@ func (a *app) with(ctx context.Context, fn func(r *rescue.Rescue) error) error {
 	}
 	defer func() { _ = st.Close() }()
 	r, err := rescue.Open(ctx, rescue.Options{
-		Store: st, Identities: ids, Kits: kits, Unpinned: a.unpinned,
+		Store: st, Identities: ids, Passphrase: passphrase, Kits: kits, Unpinned: a.unpinned,
 		Formats: []diskcrypt.Format{luks.Format{}}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
