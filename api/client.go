@@ -262,9 +262,10 @@ func (c *Client) Verify(ctx context.Context, r VerifyRequest) (Job, error) {
 	return call[Job](ctx, c, http.MethodPost, r, nil, "verifications")
 }
 
-// RebuildCatalog starts rebuilding the catalog from the repository.
-func (c *Client) RebuildCatalog(ctx context.Context) (Job, error) {
-	return call[Job](ctx, c, http.MethodPost, nil, nil, "catalog", "rebuild")
+// RebuildCatalog starts rebuilding the catalog from the repository with this
+// URL; "" = the installation's.
+func (c *Client) RebuildCatalog(ctx context.Context, repository string) (Job, error) {
+	return call[Job](ctx, c, http.MethodPost, nil, query("repository", repository), "catalog", "rebuild")
 }
 
 // AuditEntries lists the entries of the audit log with Index >= from.

@@ -423,7 +423,8 @@ func (a *app) catalogCommand() *cobra.Command {
 }
 
 func (a *app) catalogRebuild() *cobra.Command {
-	return a.leaf(command{
+	var repository string
+	cmd := a.leaf(command{
 		use:   "rebuild",
 		short: "Make the catalog anew from the repository",
 		long: `Recovery points, states, proofs and holds are in the repository and come back.
@@ -431,10 +432,15 @@ What is not there is named; it is backed up with the data directory.`,
 		example: "lockstep catalog rebuild",
 		exits:   []int{api.ExitRefused, api.ExitDamaged, api.ExitBusy},
 		args:    cobra.NoArgs,
-		run: func(ctx context.Context, _ *cobra.Command, _ []string) error {
+		run: func(ctx context.Context, cmd *cobra.Command, _ []string) (err error) {
+			if repository != "" {
+				if repository, err = a.enginePath(cmd, repository); err != nil {
+					return err
+				}
+			}
 			return a.withClient(ctx, func(c *api.Client) error {
 				j, err := a.runJob(ctx, c, "catalog rebuild", "the catalog is not complete; run it again",
-					func() (api.Job, error) { return c.RebuildCatalog(ctx) })
+					func() (api.Job, error) { return c.RebuildCatalog(ctx, repository) })
 				if j.Rebuild == nil {
 					if err == nil {
 						err = errors.New("catalog rebuild: the job ended without a result")
@@ -462,4 +468,6 @@ What is not there is named; it is backed up with the data directory.`,
 			})
 		},
 	})
+	cmd.Flags().StringVar(&repository, "repository", "", "`URL` of the repository to read (default: the installation's)")
+	return cmd
 }

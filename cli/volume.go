@@ -121,7 +121,7 @@ func (a *app) printVolume(w io.Writer, v api.Volume) {
 	f.Add("uuid", v.UUID)
 	f.Add("label", v.Label)
 	f.Add("cipher", cipher)
-	f.Add("epoch", shortEpoch(v.Epoch))
+	f.Add("epoch", screen.ShortEpoch(v.Epoch))
 	f.Add("not needed", v.NotNeeded)
 	f.Add("self-opening", v.SelfOpening)
 	f.Add("not supported", v.Unsupported)
@@ -241,13 +241,4 @@ from its copy: areas that no key slot uses are zeroes in it.`,
 	})
 	cmd.Flags().StringVar(&to, "to", "", "`FILE` to make")
 	return cmd
-}
-
-// shortEpoch leaves of "v1:" and 64 digits what tells epochs of one machine
-// apart; all of it is in the JSON.
-func shortEpoch(s string) string {
-	if at := strings.IndexByte(s, ':'); at >= 0 {
-		s = s[at+1:]
-	}
-	return s[:min(len(s), 16)]
 }

@@ -69,3 +69,10 @@ func NotADisk(mode fs.FileMode, devices bool) string {
 		return "not a file or block device"
 	}
 }
+
+// SameLocal reports whether two locations name the same path of this host.
+func SameLocal(a, b string) bool {
+	pa, _, erra := LocalPath(a)
+	pb, _, errb := LocalPath(b)
+	return a == b || erra == nil && errb == nil && filepath.Clean(pa) == filepath.Clean(pb)
+}

@@ -35,3 +35,21 @@ func TestLocalPath(t *testing.T) {
 		}
 	}
 }
+
+func TestSameLocal(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"/srv/repo", "/srv/repo", true},
+		{"/srv/repo", "file:///srv/repo", true},
+		{"/srv/x/../repo/", "file://localhost/srv/repo", true},
+		{"/srv/repo", "/srv/repo2", false},
+		{"/srv/repo", "s3://srv/repo", false},
+		{"s3://a", "s3://a", true},
+	} {
+		if got := SameLocal(c.a, c.b); got != c.same {
+			t.Errorf("SameLocal(%q, %q) = %v", c.a, c.b, got)
+		}
+	}
+}

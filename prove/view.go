@@ -444,3 +444,15 @@ func (v *View) fresh(p custody.Proof, now time.Time) bool {
 		return old.Disk == p.Disk && old.Volume == p.Volume && refOf(old) == p.Secret && age >= 0 && age < limit
 	})
 }
+
+// Unfinished are the newest of points, at most so many, whose proving is not
+// complete; but is left out.
+func (v *View) Unfinished(points []catalog.Point, but string, most int) (ids []string) {
+	for _, p := range slices.Backward(points) {
+		state := v.Verdict(p).State
+		if p.ID != but && (state == custody.Unproven || state == custody.AtRisk) && len(ids) < most {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}

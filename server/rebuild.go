@@ -6,6 +6,7 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/rebuild"
@@ -15,8 +16,17 @@ import (
 // rebuildKey keeps two rebuilds of one catalog apart.
 const rebuildKey = "catalog"
 
-func (s *Server) startRebuild(ctx context.Context, _ *none) (*out[api.Job], error) {
+type rebuildInput struct {
+	Repository string `query:"repository" doc:"URL of the repository to read; empty = the installation's"`
+}
+
+func (s *Server) startRebuild(ctx context.Context, req *rebuildInput) (*out[api.Job], error) {
 	e := audit.Event{Action: "catalog.rebuild", Object: s.d.RepositoryURL}
+	if req.Repository != "" && !disk.SameLocal(req.Repository, s.d.RepositoryURL) {
+		e.Object = clip(req.Repository)
+		err := hint(refused("rebuild catalog: this installation has no repository %q", clip(req.Repository)), "its repository is %s", s.d.RepositoryURL)
+		return nil, s.refuse(ctx, e, err)
+	}
 	return s.start(ctx, kindRebuild, e, s.rebuild, rebuildKey)
 }
 

@@ -215,14 +215,7 @@ func (s *Server) leftUnproven(ctx context.Context, c *catalog.Catalog, made cata
 	if err != nil {
 		return nil
 	}
-	var ids []string
-	for _, p := range slices.Backward(points) {
-		state := string(view.Verdict(p).State)
-		if p.ID != made.ID && (state == api.StateUnproven || state == api.StateAtRisk) && len(ids) < mostLeft {
-			ids = append(ids, p.ID)
-		}
-	}
-	return ids
+	return view.Unfinished(points, made.ID, mostLeft)
 }
 
 // warnChanges says what changed in custody since the parent.

@@ -288,3 +288,12 @@ func ShortRefs(refs []string) map[string]string {
 	}
 	return out
 }
+
+// ShortEpoch leaves of "v1:" and 64 digits what tells epochs of one machine
+// apart; all of it is in the JSON.
+func ShortEpoch(s string) string {
+	if at := strings.IndexByte(s, ':'); at >= 0 {
+		s = s[at+1:]
+	}
+	return s[:min(len(s), 16)]
+}
