@@ -24,8 +24,9 @@ func (s *Server) startRebuild(ctx context.Context, req *rebuildInput) (*out[api.
 	e := audit.Event{Action: "catalog.rebuild", Object: s.d.RepositoryURL}
 	if req.Repository != "" && !disk.SameLocal(req.Repository, s.d.RepositoryURL) {
 		e.Object = clip(req.Repository)
-		err := hint(refused("rebuild catalog: this installation has no repository %q", clip(req.Repository)), "its repository is %s", s.d.RepositoryURL)
-		return nil, s.refuse(ctx, e, err)
+		p := refused("rebuild catalog: this installation has no repository %q", clip(req.Repository))
+		p.Hint = "its repository is " + s.d.RepositoryURL
+		return nil, s.refuse(ctx, e, p)
 	}
 	return s.start(ctx, kindRebuild, e, s.rebuild, rebuildKey)
 }
