@@ -12,7 +12,8 @@ import (
 const Latest = "latest"
 
 // Resolve finds the recovery point that ref names: an id or a unique prefix of
-// it, NAME@latest, or NAME@TIME, the newest at or before TIME (RFC 3339).
+// it, NAME@latest, or NAME@TIME, the newest at or before TIME (RFC 3339;
+// without a fraction, all of that second).
 // Newest is decided by the machine log's order, never by clocks; only where a
 // machine's recovery points lie in several repositories, each with a log of its
 // own, does the time they were written decide between these logs' newest.
@@ -31,7 +32,9 @@ func (c *Catalog) Resolve(ctx context.Context, ref string) (Point, error) {
 		if err != nil {
 			return Point{}, fmt.Errorf("find recovery point %q: %w", ref, ErrBadRef)
 		}
-		limit = t
+		if limit = t; !strings.Contains(when, ".") {
+			limit = t.Add(time.Second - 1) // all of that second: lists show no fractions
+		}
 	}
 	m, err := c.Machines.ByName(ctx, name)
 	if err != nil {

@@ -355,6 +355,9 @@ func Find(machines []*Machine, name string) (*Point, error) {
 	if err != nil {
 		return fail(": what follows @ is neither latest nor a time such as 2026-03-14T02:15:00Z")
 	}
+	if !strings.Contains(name[at+1:], ".") {
+		limit = limit.Add(time.Second - 1) // all of that second: lists show no fractions
+	}
 	for _, p := range ms[0].Points {
 		if !p.When().After(limit) {
 			return p, nil

@@ -157,7 +157,7 @@ var rules = []rule{
 	},
 	{
 		[]error{keymanager.ErrDamaged},
-		http.StatusInternalServerError, api.ExitDamaged, "the key manager's own backup, or a recovery identity with the key packages in the repository, brings secrets back",
+		http.StatusInternalServerError, api.ExitDamaged, "a backup of the data directory brings it back; without one, the recovery kit does: 'lockstep-recover secrets'",
 	},
 	{[]error{keymanager.ErrSealed}, http.StatusServiceUnavailable, api.ExitFailed, "give it back the file that seals it; see docs/operations.md"},
 	{[]error{keymanager.ErrUnavailable, custody.ErrManager}, http.StatusServiceUnavailable, api.ExitFailed, "backups go on meanwhile; prove afterwards with 'lockstep prove --all'"},

@@ -312,6 +312,9 @@ func testResolve(t *testing.T, open Open) {
 		q.Time, q.Written = at(p.time), at(p.time)
 		ok(t, c.Points.Record(ctx, q))
 	}
+	q := point("ee01", "m3", 1) // within a second: lists show it without the fraction
+	q.Time, q.Written = at(10).Add(823*time.Millisecond), at(11)
+	ok(t, c.Points.Record(ctx, q))
 	ok(t, c.Points.Record(ctx, point("dd04", "m1", 4)))
 	ok(t, c.Points.Delete(ctx, "dd04", at(60), "by hand"))
 	rfc := func(minutes int) string { return at(minutes).Format(time.RFC3339) }
@@ -326,6 +329,9 @@ func testResolve(t *testing.T, open Open) {
 		{"web@" + rfc(10), "aa01", nil},
 		{"web@" + at(10).In(time.FixedZone("", 7200)).Format(time.RFC3339), "aa01", nil},
 		{"web@" + rfc(9), "", catalog.ErrNotFound},
+		{"abc@" + rfc(10), "ee01", nil},
+		{"abc@" + at(10).Format("2006-01-02T15:04:05.000Z07:00"), "", catalog.ErrNotFound},
+		{"abc@" + at(10).Add(-time.Second).Format(time.RFC3339), "", catalog.ErrNotFound},
 		{"web@yesterday", "", catalog.ErrBadRef},
 		{"web@", "", catalog.ErrBadRef},
 		{"@latest", "", catalog.ErrBadRef},

@@ -293,6 +293,14 @@ func TestRecover(t *testing.T) {
 	want(t, status, 0, out, errs)
 	contains(t, out, "web01", f.old.ID[:12], f.new.ID[:12], "vda/p2 luks2", "ready: passphrase secret-of-web01@1", "ext2 inside", "locked: there is no key package")
 
+	// The time as the list shows it, without a fraction, names a recovery point.
+	m, err := f.repository.Manifest(t.Context(), f.new)
+	check(t, err)
+	status, out, errs = f.run(t, "open-check", "web01@"+m.Time.UTC().Format(time.RFC3339))
+	if status == 1 {
+		t.Fatalf("a time from the list finds nothing: %s%s", out, errs)
+	}
+
 	status, out, errs = f.run(t, "list", "-o", "json")
 	want(t, status, 0, out, errs)
 	var list struct {
