@@ -36,6 +36,7 @@ const lattice = `
 	disk < blockstack;
 	blockstack, envelope < diskcrypt;
 	disk, nbd < source, target;
+	source, target, store < limit;
 	disk, envelope, store, repository/format < repository;
 	envelope < kit;
 	envelope, store < keymanager;
@@ -56,7 +57,7 @@ const lattice = `
 
 	# what people and scripts talk to
 	api, diskcrypt < agent;
-	backup, prove, rebuild, restore, verify, drill, browse, export, prune, job, api, audit, portal < server;
+	limit, backup, prove, rebuild, restore, verify, drill, browse, export, prune, job, api, audit, portal < server;
 	api < portal, cli;
 `
 
