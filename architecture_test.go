@@ -89,6 +89,7 @@ var imports = []struct {
 	{"github.com/danielgtaylor/huma/v2", []string{"server"}, "the wire types in api/ know no framework"},
 	{"github.com/spf13/cobra", []string{"cli", "cmd"}, "commands are the CLI's business"},
 	{"github.com/vbauerster/mpb/v8", []string{"cli"}, "progress bars are the CLI's business"},
+	{"github.com/robfig/cron/v3", []string{"policy"}, "calendar expressions mean what they mean in cron"},
 	{"golang.org/x/term", []string{"cli", "cmd"}, "only the CLI has a terminal"},
 	{"golang.org/x/", []string{"*"}, "the Go project's own modules"},
 	{"github.com/secure-systems-lab/go-securesystemslib", []string{"tests"}, "an independent judge of our DSSE envelopes"},
