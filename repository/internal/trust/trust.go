@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/envelope"
@@ -138,7 +139,10 @@ func Read(ctx context.Context, st store.Store, repo, cfg, pinned string) (t Log,
 	}
 }
 
-const maxEntries = 1 << 20
+const (
+	maxEntries = 1 << 20
+	maxKeys    = 10000
+)
 
 // nothingBehind: keys that later entries add or revoke must not go unnoticed
 // because an entry between is lost.
@@ -198,7 +202,7 @@ func parse(raw []byte, n int64, t Log) (e entry, err error) {
 	if err := json.Unmarshal(body, &e); err != nil {
 		return e, err
 	}
-	if len(e.Keys) == 0 || len(e.Keys) > 10000 {
+	if len(e.Keys) == 0 || len(e.Keys) > maxKeys {
 		return e, fmt.Errorf("%d keys: %w", len(e.Keys), format.ErrCorrupt)
 	}
 	for _, k := range e.Keys {
@@ -215,24 +219,91 @@ func (t Log) Append(ctx context.Context, st store.Store, repo string, custodian 
 	if k, revoked, ok := t.Key(custodian.ID()); !ok || revoked != nil || k.Role != envelope.RoleCustodian {
 		return t, fmt.Errorf("publish keys: custodian key %s: %w", custodian.ID(), damage.ErrUntrusted)
 	}
-	e := entry{N: t.n, Repository: repo, Previous: t.last, Keys: append([]key(nil), t.keys...)}
-	for i := range e.Keys {
-		if at, ok := revoke[e.Keys[i].ID]; ok {
+	keys := slices.Clone(t.keys)
+	for i := range keys {
+		if at, ok := revoke[keys[i].ID]; ok {
 			at = at.UTC()
-			e.Keys[i].Revoked = &at
+			keys[i].Revoked = &at
 		}
 	}
 	for _, p := range add {
-		e.Keys = append(e.Keys, key{ID: p.ID, Role: p.Role, Key: p.Key, From: now.UTC()})
+		keys = append(keys, key{ID: p.ID, Role: p.Role, Key: p.Key, From: now.UTC()})
 	}
+	after, err := t.write(ctx, st, repo, custodian, keys)
+	if err != nil {
+		return t, fmt.Errorf("publish keys: %w", err)
+	}
+	return after, nil
+}
+
+// Adopt makes the keys of another repository count in this one, with their
+// roles, from then on: statements that they signed are copied. Dates of
+// revocation come along; one that this log has already stays where it is
+// earlier. A custodian of the other repository is adopted only where it is
+// revoked there, or asked for by name in custodians, for it could go on to
+// change this log. changed is false where all was known: then nothing is written.
+func (t Log) Adopt(ctx context.Context, st store.Store, repo string, custodian envelope.SigningKey, from Log, custodians []envelope.KeyID, now time.Time) (after Log, changed bool, err error) {
+	if k, revoked, ok := t.Key(custodian.ID()); !ok || revoked != nil || k.Role != envelope.RoleCustodian {
+		return t, false, fmt.Errorf("adopt keys: custodian key %s: %w", custodian.ID(), damage.ErrUntrusted)
+	}
+	keys := slices.Clone(t.keys)
+	for _, k := range from.keys {
+		i := slices.IndexFunc(keys, func(o key) bool { return o.ID == k.ID })
+		if i >= 0 {
+			if keys[i].Role != k.Role {
+				return t, false, fmt.Errorf("adopt keys: key %s is a %s here and a %s there: %w", k.ID, keys[i].Role, k.Role, damage.ErrUntrusted)
+			}
+			if k.Revoked != nil && (keys[i].Revoked == nil || k.Revoked.Before(*keys[i].Revoked)) {
+				if k.ID == custodian.ID() {
+					return t, false, fmt.Errorf("adopt keys: custodian key %s was revoked in the other repository: %w", k.ID, damage.ErrUntrusted)
+				}
+				keys[i].Revoked, changed = k.Revoked, true
+			}
+			continue
+		}
+		if k.Role == envelope.RoleCustodian && k.Revoked == nil && !slices.Contains(custodians, k.ID) {
+			continue
+		}
+		k.From = now.UTC()
+		keys, changed = append(keys, k), true
+	}
+	if !changed {
+		return t, false, nil
+	}
+	if len(keys) > maxKeys {
+		return t, false, fmt.Errorf("adopt keys: %d keys are too many", len(keys))
+	}
+	after, err = t.write(ctx, st, repo, custodian, keys)
+	if err != nil {
+		return t, false, fmt.Errorf("adopt keys: %w", err)
+	}
+	return after, true, nil
+}
+
+// Missing says which keys of another repository this one does not have, or has
+// without their revocation.
+func (t Log) Missing(from Log) []envelope.KeyID {
+	var ids []envelope.KeyID
+	for _, k := range from.keys {
+		_, revoked, ok := t.Key(k.ID)
+		if !ok || k.Revoked != nil && (revoked == nil || k.Revoked.Before(*revoked)) {
+			ids = append(ids, k.ID)
+		}
+	}
+	return ids
+}
+
+// write makes keys the next entry.
+func (t Log) write(ctx context.Context, st store.Store, repo string, custodian envelope.SigningKey, keys []key) (Log, error) {
+	e := entry{N: t.n, Repository: repo, Previous: t.last, Keys: keys}
 	frame, err := sign(e, custodian)
 	if err == nil {
 		err = twin.Put(ctx, st, format.TrustKey(e.N), frame)
 	}
 	if err != nil {
-		return t, fmt.Errorf("publish keys: %w", err)
+		return t, err
 	}
-	return Log{Root: t.Root, keys: e.Keys, n: t.n + 1, last: Digest(frame)}, nil
+	return Log{Root: t.Root, keys: keys, n: t.n + 1, last: Digest(frame)}, nil
 }
 
 // Digest is "sha256:" and the hex digits.
