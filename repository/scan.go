@@ -26,6 +26,12 @@ type ScanOptions struct {
 	Damaged func(*DamageError) error
 	// Progress is called with the bytes done so far.
 	Progress func(done, total int64)
+	// Only limits the scan to the units that hold bytes of this range, where it
+	// is not empty: content is verified all the same, the content root is not
+	// compared. Data and Zero get whole units, also what is beside the range.
+	Only disk.Range
+	// Ordered has Data and Zero called one at a time, by ascending offset.
+	Ordered bool
 	// Since is the same disk of another recovery point that was scanned already:
 	// what both share is left out, and so is the comparison of the content root,
 	// whose chain of hashes the map's pages carry.
@@ -38,7 +44,14 @@ type ScanOptions struct {
 func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err error) {
 	s := &scan{DiskReader: d, o: o, leaves: format.LeafCount(d.disk.Size), pending: map[int64]format.Digest{}, whole: true}
 	s.hash.level = d.tree.Level
+	if o.Only.Length > 0 {
+		s.next, s.leaves = o.Only.Offset/format.LeafSize, min(format.LeafCount(o.Only.End()), s.leaves)
+	}
+	s.moved.L = &s.mu
 	group, ctx := errgroup.WithContext(ctx)
+	// Who waits for the turn of its unit must hear of the end.
+	stop := context.AfterFunc(ctx, func() { s.mu.Lock(); s.moved.Broadcast(); s.mu.Unlock() })
+	defer stop()
 	n := workersFor(s.disk.Size)
 	units := make(chan int64, n)
 	group.Go(func() error {
@@ -62,7 +75,7 @@ func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err e
 	if err := group.Wait(); err != nil {
 		return false, err
 	}
-	if !s.whole || o.Since != nil {
+	if !s.whole || o.Since != nil || o.Only.Length > 0 {
 		return s.whole, nil
 	}
 	g := d.m.Digester()
@@ -82,6 +95,7 @@ type scan struct {
 	mu      sync.Mutex
 	hash    treeHash
 	next    int64                   // leaf whose node comes next
+	moved   sync.Cond               // next did
 	pending map[int64]format.Digest // nodes of leaves that finished early; bounded by what is in flight
 	zeros   map[int64]int64
 	done    int64
@@ -89,7 +103,7 @@ type scan struct {
 }
 
 func (s *scan) dispatch(ctx context.Context, units chan<- int64) error {
-	for i := int64(0); i < s.leaves; {
+	for i := s.next; i < s.leaves; {
 		same, err := s.same(ctx, i)
 		if err == nil && same > 0 {
 			same = min(same, s.leaves-i)
@@ -109,6 +123,9 @@ func (s *scan) dispatch(ctx context.Context, units chan<- int64) error {
 			off := i * format.LeafSize
 			length := min(skip*format.LeafSize, s.disk.Size-off)
 			if s.o.Zero != nil && length > 0 {
+				if err := s.turn(ctx, i); err != nil {
+					return err
+				}
 				if err := s.o.Zero(off, length); err != nil {
 					return err
 				}
@@ -198,9 +215,24 @@ func (s *scan) finish(i, n int64, node format.Digest, length int64) {
 			break
 		}
 	}
+	s.moved.Broadcast()
 	if s.o.Progress != nil {
 		s.o.Progress(s.done, s.disk.Size)
 	}
+}
+
+// turn waits until all leaves before i are done, where order matters. The
+// leaves before are with workers already: they were dispatched in order.
+func (s *scan) turn(ctx context.Context, i int64) error {
+	if !s.o.Ordered {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.next < i && ctx.Err() == nil {
+		s.moved.Wait()
+	}
+	return ctx.Err()
 }
 
 func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf []byte, index int64) error {
@@ -265,6 +297,9 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf 
 				return err
 			}
 		}
+	}
+	if err := s.turn(ctx, index); err != nil {
+		return err
 	}
 	if err := s.emit(buf[:length], off, l); err != nil {
 		return err

@@ -18,9 +18,10 @@ import (
 // ErrNoDisk says that the recovery point has no such disk.
 var ErrNoDisk = errors.New("recovery point has no such disk")
 
-// Target is where one disk goes.
+// Target is where one disk goes, or a part of one.
 type Target struct {
 	Disk   string
+	Part   disk.Range // of the disk; zero length: all of it
 	Target string
 }
 
@@ -37,10 +38,12 @@ type Request struct {
 // Disk is one disk that was written.
 type Disk struct {
 	ID          string
+	Part        disk.Range // as asked for
 	Target      string
-	Size        int64
-	Written     int64 // bytes of data; the rest was left or made zero
-	ContentRoot string
+	Size        int64        // of the disk, or of the part
+	Written     int64        // bytes of data; the rest was left or made zero
+	Beyond      int64        // bytes that the target has beyond that, where it is larger; they are as they were
+	ContentRoot string       // of the whole disk
 	Unread      []disk.Range // never were in the recovery point
 	Seconds     float64
 }
@@ -50,6 +53,7 @@ type Disk struct {
 func Run(ctx context.Context, req Request) (done []Disk, err error) {
 	type job struct {
 		disk   repository.Disk
+		part   disk.Range // never empty but of an empty disk
 		reader *repository.DiskReader
 		target target.Disk
 		spec   string
@@ -69,19 +73,24 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		if !ok {
 			return nil, fmt.Errorf("restore %s: disk %q: %w", req.Manifest.Point, t.Disk, ErrNoDisk)
 		}
-		if seen[t.Disk] || seen["to "+t.Target] {
+		part, err := partOf(d, t.Part)
+		if err != nil {
+			return nil, fmt.Errorf("restore %s: %w", req.Manifest.Point, err)
+		}
+		name := fmt.Sprintf("%s %+v", t.Disk, t.Part)
+		if seen[name] || seen["to "+t.Target] {
 			return nil, fmt.Errorf("restore %s: disk %s or its target is named twice: %w", req.Manifest.Point, t.Disk, target.ErrNotNamed)
 		}
-		seen[t.Disk], seen["to "+t.Target] = true, true
+		seen[name], seen["to "+t.Target] = true, true
 		r, err := req.Repository.OpenDisk(ctx, req.Manifest.Machine, d)
 		if err != nil {
 			return nil, fmt.Errorf("restore %s: %w", req.Manifest.Point, err)
 		}
-		total += d.Size
-		jobs = append(jobs, job{disk: d, reader: r, spec: t.Target})
+		total += part.Length
+		jobs = append(jobs, job{disk: d, part: part, reader: r, spec: t.Target})
 	}
 	for i := range jobs {
-		if jobs[i].target, err = req.Open(ctx, jobs[i].spec, jobs[i].disk.Size, req.Options); err != nil {
+		if jobs[i].target, err = req.Open(ctx, jobs[i].spec, jobs[i].part.Length, req.Options); err != nil {
 			return nil, fmt.Errorf("restore disk %s to %s: %w", jobs[i].disk.ID, jobs[i].spec, err)
 		}
 	}
@@ -90,7 +99,7 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		j := &jobs[i]
 		start := time.Now()
 		var written atomic.Int64
-		_, err := j.reader.Scan(ctx, repository.ScanOptions{
+		o := repository.ScanOptions{
 			Data: func(off int64, p []byte) error {
 				written.Add(int64(len(p)))
 				_, err := j.target.WriteAt(p, off)
@@ -99,21 +108,26 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 			Zero: j.target.Zero,
 			Progress: func(n, _ int64) {
 				if req.Progress != nil {
-					req.Progress("write", before+n, total)
+					req.Progress("write", before+min(n, j.part.Length), total)
 				}
 			},
-		})
+		}
+		if j.part.Length != j.disk.Size {
+			only(&o, j.part)
+		}
+		_, err := j.reader.Scan(ctx, o)
 		if err != nil {
 			return done, fmt.Errorf("restore disk %s to %s: %w", j.disk.ID, j.spec, err)
 		}
 		if err := j.target.Commit(); err != nil {
 			return done, fmt.Errorf("restore disk %s to %s: %w", j.disk.ID, j.spec, err)
 		}
+		beyond := beyond(j.target, j.part.Length)
 		j.target = nil
-		before += j.disk.Size
+		before += j.part.Length
 		done = append(done, Disk{
-			ID: j.disk.ID, Target: j.spec, Size: j.disk.Size, Written: written.Load(),
-			ContentRoot: j.disk.ContentRoot, Unread: j.disk.Unread, Seconds: time.Since(start).Seconds(),
+			ID: j.disk.ID, Part: req.Targets[i].Part, Target: j.spec, Size: j.part.Length, Written: written.Load(), Beyond: beyond,
+			ContentRoot: j.disk.ContentRoot, Unread: unread(j.disk, j.part), Seconds: time.Since(start).Seconds(),
 		})
 	}
 	return done, nil

@@ -1,0 +1,169 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/target"
+)
+
+// ErrNoPart says that a disk has no such partition, or ends before the range
+// that was asked for.
+var ErrNoPart = errors.New("disk has no such part")
+
+// Partition finds a partition of a disk by its number, 1 for the first. The
+// layout is what was found when the recovery point was made.
+func Partition(l disk.Layout, number string) (disk.Range, error) {
+	n, err := strconv.Atoi(number)
+	for _, p := range l.Partitions {
+		if err == nil && p.Number == n {
+			return p.Range, nil
+		}
+	}
+	return disk.Range{}, fmt.Errorf("partition %q: %w", number, ErrNoPart)
+}
+
+// partOf checks a part; no part is the whole disk.
+func partOf(d repository.Disk, part disk.Range) (disk.Range, error) {
+	if part == (disk.Range{}) {
+		return disk.Range{Length: d.Size}, nil
+	}
+	if part.Offset < 0 || part.Length <= 0 || part.Offset > d.Size || part.Length > d.Size-part.Offset {
+		return part, fmt.Errorf("disk %s: %d bytes at offset %d of %d: %w", d.ID, part.Length, part.Offset, d.Size, ErrNoPart)
+	}
+	return part, nil
+}
+
+// only has a scan hand on one part, at offsets within it.
+func only(o *repository.ScanOptions, part disk.Range) {
+	o.Only = part
+	data, zero := o.Data, o.Zero
+	o.Data = func(off int64, p []byte) error {
+		from, to := max(part.Offset-off, 0), min(part.End()-off, int64(len(p)))
+		if from >= to {
+			return nil
+		}
+		return data(off+from-part.Offset, p[from:to])
+	}
+	o.Zero = func(off, length int64) error {
+		from, to := max(part.Offset, off), min(part.End(), off+length)
+		if from >= to {
+			return nil
+		}
+		return zero(from-part.Offset, to-from)
+	}
+}
+
+// unread is what of a part never was in the recovery point, by offsets of the disk.
+func unread(d repository.Disk, part disk.Range) []disk.Range {
+	return disk.Normalize(d.Unread...).Intersect(disk.Ranges{part})
+}
+
+// beyond is how much larger a target is, where it can say so.
+func beyond(t target.Disk, size int64) int64 {
+	for {
+		if c, ok := t.(interface{ Capacity() int64 }); ok {
+			return max(c.Capacity()-size, 0)
+		}
+		u, ok := t.(interface{ Unwrap() target.Disk })
+		if !ok {
+			return 0
+		}
+		t = u.Unwrap()
+	}
+}
+
+// StreamRequest asks for the bytes of a disk, or of a part of it, in order.
+type StreamRequest struct {
+	Repository *repository.Repository
+	Manifest   *repository.Manifest
+	Disk       string
+	Part       disk.Range // zero length: all of it
+	To         io.Writer
+	// Sized is called once, before the first byte, with the number of bytes.
+	Sized    func(size int64)
+	Progress func(phase string, done, total int64)
+}
+
+var zeroes [64 << 10]byte
+
+// Stream writes a disk to where it cannot be taken back: in order, zeroes
+// included. Each byte is verified before it is written; only where the error is
+// nil is it all of it.
+func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
+	fail := func(err error) (Disk, error) {
+		return Disk{}, fmt.Errorf("restore disk %s of %s: %w", req.Disk, req.Manifest.Point, err)
+	}
+	d, ok := find(req.Manifest, req.Disk)
+	if !ok {
+		return fail(ErrNoDisk)
+	}
+	part, err := partOf(d, req.Part)
+	if err != nil {
+		return fail(err)
+	}
+	r, err := req.Repository.OpenDisk(ctx, req.Manifest.Machine, d)
+	if err != nil {
+		return fail(err)
+	}
+	if req.Sized != nil {
+		req.Sized(part.Length)
+	}
+	start := time.Now()
+	var at, data int64
+	next := func(off int64, n int) error {
+		if off != at {
+			return fmt.Errorf("offset %d comes where %d is due", off, at)
+		}
+		at += int64(n)
+		return nil
+	}
+	o := repository.ScanOptions{
+		Ordered: true,
+		Data: func(off int64, p []byte) error {
+			if err := next(off, len(p)); err != nil {
+				return err
+			}
+			data += int64(len(p))
+			_, err := req.To.Write(p)
+			return err
+		},
+		Zero: func(off, length int64) error {
+			for length > 0 {
+				p := zeroes[:min(length, int64(len(zeroes)))]
+				if err := errors.Join(ctx.Err(), next(off, len(p))); err != nil {
+					return err
+				}
+				if _, err := req.To.Write(p); err != nil {
+					return err
+				}
+				off, length = off+int64(len(p)), length-int64(len(p))
+			}
+			return nil
+		},
+		Progress: func(n, _ int64) {
+			if req.Progress != nil {
+				req.Progress("write", min(n, part.Length), part.Length)
+			}
+		},
+	}
+	if part.Length != d.Size {
+		only(&o, part)
+	}
+	if _, err := r.Scan(ctx, o); err != nil {
+		return fail(err)
+	}
+	if at != part.Length {
+		return fail(io.ErrUnexpectedEOF)
+	}
+	return Disk{
+		ID: d.ID, Part: req.Part, Target: "-", Size: part.Length, Written: data, ContentRoot: d.ContentRoot,
+		Unread: unread(d, part), Seconds: time.Since(start).Seconds(),
+	}, nil
+}
