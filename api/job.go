@@ -2,21 +2,26 @@ package api
 
 import "time"
 
-// Job is long work under way or ended. Result is the operation's own result.
+// Job is long work under way or ended.
 type Job struct {
-	ID       string         `json:"id"`
-	Kind     string         `json:"kind" doc:"backup, prove, restore, verify, rebuild"`
-	State    string         `json:"state" enum:"queued,running,succeeded,failed,canceled"`
-	Created  time.Time      `json:"created"`
-	Ended    *time.Time     `json:"ended,omitempty"`
-	Error    *Error         `json:"error,omitempty"`
-	Exit     int            `json:"exit" doc:"exit status of the command contract"`
-	Backup   *Point         `json:"backup,omitempty"`
-	Prove    []Point        `json:"prove,omitempty"`
-	Restore  *RestoreResult `json:"restore,omitempty"`
-	Verify   *VerifyResult  `json:"verify,omitempty"`
-	Rebuild  *RebuildResult `json:"rebuild,omitempty"`
-	Warnings []string       `json:"warnings,omitempty"`
+	ID      string     `json:"id"`
+	Kind    string     `json:"kind" doc:"backup, prove, restore, verify, rebuild"`
+	State   string     `json:"state" enum:"queued,running,succeeded,failed,canceled"`
+	Created time.Time  `json:"created"`
+	Ended   *time.Time `json:"ended,omitempty"`
+	Error   *Error     `json:"error,omitempty"`
+	Exit    int        `json:"exit" doc:"exit status of the command contract"`
+	JobResult
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// JobResult is the operation's own result: the one field of its kind.
+type JobResult struct {
+	Backup  *Point         `json:"backup,omitempty"`
+	Prove   []Point        `json:"prove,omitempty"`
+	Restore *RestoreResult `json:"restore,omitempty"`
+	Verify  *VerifyResult  `json:"verify,omitempty"`
+	Rebuild *RebuildResult `json:"rebuild,omitempty"`
 }
 
 // JobEvent is one event of a job; the events endpoint streams them.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,7 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lockstep-backup/lockstep/api"
-	"github.com/lockstep-backup/lockstep/cli/internal/files"
+
+	"github.com/lockstep-backup/lockstep/cli/internal/shell"
 )
 
 // lockedBuffer is an output that bars and the command write at once.
@@ -90,7 +90,7 @@ func fields(t *testing.T, line string) []string {
 }
 
 func TestEveryHelpEndsWithExitStatusesAndAnExampleThatWorks(t *testing.T) {
-	for _, cmd := range commands(newApp(fakeEnv(newFake())).root) {
+	for _, cmd := range commands(newRun(fakeEnv(newFake())).Root) {
 		path := strings.Fields(cmd.CommandPath())[1:]
 		t.Run(cmd.CommandPath(), func(t *testing.T) {
 			t.Chdir(t.TempDir()) // some examples make files
@@ -109,7 +109,7 @@ func TestEveryHelpEndsWithExitStatusesAndAnExampleThatWorks(t *testing.T) {
 			var declared []int
 			for _, line := range strings.Split(statuses, "\n") {
 				n, err := strconv.Atoi(strings.Fields(line)[0])
-				if err != nil || !strings.HasSuffix(line, "  "+meanings[n]) {
+				if err != nil || !strings.HasSuffix(line, "  "+shell.Meanings[n]) {
 					t.Fatalf("not an exit status of the contract: %q", line)
 				}
 				declared = append(declared, n)
@@ -146,7 +146,7 @@ func TestDocsNameEveryCommand(t *testing.T) {
 	var b strings.Builder
 	env := fakeEnv(newFake())
 	env.Getenv = func(name string) string { return map[string]string{"XDG_DATA_HOME": "/home/you/.local/share"}[name] }
-	for _, cmd := range commands(newApp(env).root) {
+	for _, cmd := range commands(newRun(env).Root) {
 		if cmd.HasAvailableSubCommands() {
 			continue
 		}
@@ -192,24 +192,10 @@ func TestDocsHoldTheExitStatuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n, meaning := range meanings {
+	for n, meaning := range shell.Meanings {
 		if !strings.Contains(string(doc), "| "+strconv.Itoa(n)+" | "+meaning) {
 			t.Errorf("%s does not say that %d means %q", docsFile, n, meaning)
 		}
-	}
-}
-
-func TestPrecedenceOfExitStatuses(t *testing.T) {
-	order := []int{130, 2, 4, 8, 7, 1, 6, 5, 3, 0}
-	for i, x := range order {
-		for j, y := range order {
-			if got, want := worse(x, y), order[min(i, j)]; got != want {
-				t.Errorf("of %d and %d: %d, want %d", x, y, got, want)
-			}
-		}
-	}
-	if got := worse(3, 77); got != 1 {
-		t.Errorf("a status outside the contract gives %d, want 1", got)
 	}
 }
 
@@ -482,59 +468,6 @@ func TestGlobalFlags(t *testing.T) {
 			t.Errorf("%v %v: %+v, want %+v", tt.env, tt.args, got, tt.want)
 		}
 	}
-}
-
-func TestReadSecret(t *testing.T) {
-	long := strings.Repeat("x", files.MaxSecret)
-	tests := []struct {
-		in   string
-		line bool
-		want string
-		ok   bool
-	}{
-		{"pass\nmore", true, "pass", true},
-		{"pass\r\n", true, "pass\r", true},
-		{"pass", true, "pass", true},
-		{"\npass", true, "", true},
-		{"pass\nmore\n", false, "pass\nmore\n", true},
-		{"", false, "", true},
-		{long, false, long, true},
-		{long + "x", false, "", false},
-		{long + "\n", true, long, true},
-		{long + "x\n", true, "", false},
-	}
-	for _, tt := range tests {
-		// One byte at a time finds what falls on the edges of reads.
-		for _, r := range []io.Reader{strings.NewReader(tt.in), iotestOneByte{strings.NewReader(tt.in)}} {
-			got, err := files.ReadSecret(r, tt.line)
-			if (err == nil) != tt.ok || (tt.ok && string(got) != tt.want) {
-				t.Errorf("readSecret(%.20q, %v) = %.20q, %v", tt.in, tt.line, got, err)
-			}
-		}
-	}
-}
-
-type iotestOneByte struct{ r io.Reader }
-
-func (o iotestOneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(len(p), 1)]) }
-
-func FuzzParseDisk(f *testing.F) {
-	for _, s := range []string{"vda=/a", "vda=/a,header=/b", "vda=", "=x", "vda=,header=", "a=b=c,header=d,header=e", "vda"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		d, err := parseDisk(s)
-		if err != nil {
-			return
-		}
-		back := d.ID + "=" + d.Source
-		if d.Header != "" {
-			back += ",header=" + d.Header
-		}
-		if back != s || d.ID == "" || d.Source == "" {
-			t.Errorf("parseDisk(%q) = %+v", s, d)
-		}
-	})
 }
 
 func TestCommandsWithoutAnEngineFailClearly(t *testing.T) {

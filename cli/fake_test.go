@@ -181,8 +181,15 @@ func (f *fake) mux() *http.ServeMux {
 	f.custody(mux)
 	f.points(mux)
 	f.work(mux)
+	for _, add := range fakeRoutes {
+		add(f, mux)
+	}
 	return mux
 }
+
+// fakeRoutes are those of groups whose fake is a file of its own: an init
+// function in fake_<group>_test.go appends to it.
+var fakeRoutes []func(*fake, *http.ServeMux)
 
 func (f *fake) machines(mux *http.ServeMux) {
 	machine := api.Machine{ID: "m-web01", Name: "web01", Created: at(0), Disks: []api.DiskDef{{ID: "vda", Source: "/srv/web01.img"}, {ID: "vdb", Source: "/srv/web01-data.img", Header: "/srv/data.header"}}}
@@ -443,23 +450,23 @@ func (f *fake) work(mux *http.ServeMux) {
 			}})
 			return
 		}
-		f.start(w, api.Job{Kind: "restore", Restore: &api.RestoreResult{
+		f.start(w, api.Job{Kind: "restore", JobResult: api.JobResult{Restore: &api.RestoreResult{
 			Point: midPoint, State: api.StateProven, Keys: []api.PointKey{{Disk: "vda", Volume: "p2", State: api.StateProven, Opens: []string{oldRef}}},
 			Disks: []api.RestoredDisk{{ID: "vda", Target: q.Targets[0].Target, SizeBytes: 8 << 30, WrittenBytes: 3 << 30, ContentRoot: "b3:1234", Seconds: 21.5}},
-		}})
+		}}})
 	})
 	mux.HandleFunc("POST /v1/verifications", func(w http.ResponseWriter, r *http.Request) {
-		j := api.Job{Kind: "verify", Verify: &api.VerifyResult{Points: 3, Objects: 120, ReadBytes: 9 << 30}}
+		j := api.Job{Kind: "verify", JobResult: api.JobResult{Verify: &api.VerifyResult{Points: 3, Objects: 120, ReadBytes: 9 << 30}}}
 		if q := body[api.VerifyRequest](f, r); len(q.Points) > 0 && q.Points[0] == newPoint {
 			j.Verify.Damage = []api.Damage{{Object: "segments/aa/01", Machine: "web01", Disk: "vda", Range: &api.Range{Offset: 65536, Length: 4096}, Points: []string{newPoint}, Error: "authentication failed"}}
 		}
 		f.start(w, j)
 	})
 	mux.HandleFunc("POST /v1/catalog/rebuild", func(w http.ResponseWriter, _ *http.Request) {
-		f.start(w, api.Job{Kind: "rebuild", Rebuild: &api.RebuildResult{
+		f.start(w, api.Job{Kind: "rebuild", JobResult: api.JobResult{Rebuild: &api.RebuildResult{
 			Repository: "file:///var/lib/lockstep/repository", Machines: 2, Points: 4, Proofs: 3, Holds: 3,
 			NotRebuilt: []string{"the audit log", "users"}, Problems: []string{"web01: one sidecar is damaged"},
-		}})
+		}}})
 	})
 	mux.HandleFunc("GET /v1/jobs", func(w http.ResponseWriter, _ *http.Request) {
 		ended := at(6)

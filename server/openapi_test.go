@@ -138,7 +138,7 @@ func TestProblemsRepeatNoSecret(t *testing.T) {
 			t.Errorf("%s: %d %s", name, w.Code, w.Body)
 		}
 	}
-	if err := s.d.Audit.List(context.Background(), 0, func(_ int64, e audit.Event) error {
+	if err := s.f.Audit.List(context.Background(), 0, func(_ int64, e audit.Event) error {
 		raw, err := json.Marshal(e)
 		if bytes.Contains(raw, []byte(secret)) || bytes.Contains(raw, []byte(encoded)) {
 			t.Errorf("the audit log has %s", raw)
@@ -162,7 +162,7 @@ func TestProblemsRepeatNoSecret(t *testing.T) {
 
 func TestBodiesAreBounded(t *testing.T) {
 	s := empty(t)
-	long := strings.Repeat("x", maxSecretBody+1)
+	long := strings.Repeat("x", 12<<20+1)
 	if w := ask(s, "POST", "/v1/secrets", `{"data":"`+long+`"}`); w.Code != http.StatusRequestEntityTooLarge {
 		t.Errorf("secrets: %d", w.Code)
 	}

@@ -47,6 +47,14 @@ func (s Style) Paint(colour, text string) string {
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"
 }
 
+// State paints the state of a recovery point or a machine.
+func (s Style) State(state string) string {
+	if state == "" {
+		return "no recovery points"
+	}
+	return s.Paint(StateColour(state), CleanLine(state))
+}
+
 // StateColour is the colour of a recovery point's or volume's state.
 func StateColour(state string) string {
 	switch state {

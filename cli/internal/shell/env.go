@@ -1,0 +1,81 @@
+// Package shell is one run of the lockstep command without its commands: what
+// comes from outside, the global flags, the connection, printing as text or
+// JSON, following a job, errors with hints, and the exit status.
+package shell
+
+import (
+	"context"
+	"io"
+
+	"github.com/lockstep-backup/lockstep/api"
+)
+
+// Env is everything that a run needs from outside. Nil functions of a command
+// make that command fail with a clear error; the others have defaults.
+type Env struct {
+	Args           []string // without the program's name
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Getenv         func(string) string
+	Version        string
+
+	// Connect gives a client of the named server, else of the server on the
+	// data directory's socket, else of a handler in this process. The returned
+	// function ends what was started for it.
+	Connect func(context.Context, Connection) (*api.Client, func() error, error)
+	Init    func(context.Context, InitOptions) (InitResult, error)
+	// Serve answers until the context ends.
+	Serve func(context.Context, ServeOptions) error
+	Demo  func(context.Context, DemoOptions) error
+
+	// IsTerminal says whether one of Stdin, Stdout and Stderr is a terminal.
+	// By default an *os.File is asked.
+	IsTerminal func(stream any) bool
+	// ReadPassword reads a line from the terminal without echo. By default
+	// Stdin is read.
+	ReadPassword func(context.Context) ([]byte, error)
+}
+
+// Connection says which server is meant.
+type Connection struct {
+	DataDir string
+	Server  string // URL, "" = whatever serves the data directory
+}
+
+// InitOptions says how to make a data directory.
+type InitOptions struct {
+	DataDir                  string
+	Repository               string   // URL, "" = a local one inside the data directory
+	Unsealed                 bool     // the repository is not sealed a second time
+	PassphraseFile           string   // passphrase that holds the repository's DEK
+	KeyManagerPassphraseFile string   // passphrase that seals the embedded key manager
+	KeyManagerKeyFile        string   // key file that seals the embedded key manager
+	KitFile                  string   // where the recovery kit goes, "" = a default
+	Recipients               []string // age recipients of key packages; none = a new identity goes into the kit
+}
+
+// InitResult says what was made.
+type InitResult struct {
+	DataDir    string   `json:"data_dir"`
+	Repository string   `json:"repository"`
+	KitFile    string   `json:"kit_file,omitempty"`
+	Recipient  string   `json:"recipient,omitempty"`
+	Warnings   []string `json:"warnings"`
+	KeyPlaces  []string `json:"key_places"` // where each key of ours lies and how weak that is, in words
+}
+
+// ServeOptions says what to serve.
+type ServeOptions struct {
+	DataDir      string
+	AllowSources []string // folders from which disks may be read
+	AllowTargets []string // folders into which disks may be restored
+	// Ready is called once with the address when requests are answered.
+	Ready func(address string)
+	Log   io.Writer
+}
+
+// DemoOptions says how to show the whole story.
+type DemoOptions struct {
+	Dir   string    // stays afterwards; "" = a temporary directory that goes
+	Story io.Writer // what happens, for people
+}

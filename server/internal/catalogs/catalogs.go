@@ -1,0 +1,80 @@
+// Package catalogs is the routes of the catalog itself.
+package catalogs
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/rebuild"
+	"github.com/lockstep-backup/lockstep/repository"
+
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
+)
+
+type routes struct{ *frame.Frame }
+
+// Register adds the routes.
+func Register(f *frame.Frame) {
+	s := routes{f}
+	frame.Route(f, "rebuild-catalog", http.MethodPost, "/v1/catalog/rebuild", "Fill the catalog anew from the repository", s.startRebuild, frame.Status(http.StatusAccepted))
+}
+
+// rebuildKey keeps two rebuilds of one catalog apart.
+const rebuildKey = "catalog"
+
+type rebuildInput struct {
+	Repository string `query:"repository" doc:"URL of the repository to read; empty = the installation's"`
+}
+
+func (s routes) startRebuild(ctx context.Context, req *rebuildInput) (*frame.Out[api.Job], error) {
+	e := audit.Event{Action: "catalog.rebuild", Object: s.RepositoryURL}
+	if req.Repository != "" && !disk.SameLocal(req.Repository, s.RepositoryURL) {
+		e.Object = frame.Clip(req.Repository)
+		p := frame.Refused("rebuild catalog: this installation has no repository %q", frame.Clip(req.Repository))
+		p.Hint = "its repository is " + s.RepositoryURL
+		return nil, s.Refuse(ctx, e, p)
+	}
+	return s.Start(ctx, "rebuild", e, s.rebuild, rebuildKey)
+}
+
+// rebuild fills the catalog anew. The key manager may be away: then holds are
+// not compared, and the result says so.
+func (s routes) rebuild(ctx context.Context, p *job.Reporter) (frame.Result, error) {
+	repo, err := s.Repository(ctx)
+	if err != nil {
+		return frame.Result{}, err
+	}
+	var res rebuild.Result
+	err = s.Rebuild(ctx, func(c *catalog.Catalog) error {
+		deps := s.Custody(ctx, c)
+		d := rebuild.Deps{
+			Catalog: c, Manager: deps.Manager, Installation: s.Installation, Now: s.Now, Log: s.Log,
+			Progress: func(done, total int, machine string) {
+				p.Progress(job.Progress{Phase: "read", Done: int64(done), Total: int64(total), Unit: "machines", Note: machine})
+			},
+			Prove: func(r *repository.Repository) prove.Deps {
+				deps.Repo = r
+				return deps
+			},
+		}
+		var err error
+		res, err = rebuild.Run(ctx, d, rebuild.Source{Repo: repo, URL: s.RepositoryURL})
+		return err
+	})
+	if err != nil {
+		return frame.Result{}, err
+	}
+	for _, problem := range res.Problems {
+		p.Warning("%s", problem)
+	}
+	return frame.Result{JobResult: api.JobResult{Rebuild: &api.RebuildResult{
+		Repository: s.RepositoryURL, Machines: res.Machines, Points: res.Points, Proofs: res.Proofs, Holds: res.Holds,
+		NotRebuilt: res.NotRebuilt, Problems: res.Problems,
+	}}}, nil
+}

@@ -1,0 +1,150 @@
+// Package checks is the routes of reading back what is stored.
+package checks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
+	"github.com/lockstep-backup/lockstep/verify"
+
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
+)
+
+type routes struct{ *frame.Frame }
+
+// Register adds the routes.
+func Register(f *frame.Frame) {
+	s := routes{f}
+	frame.Route(f, "start-verification", http.MethodPost, "/v1/verifications", "Read back what is stored and compare", s.startVerification, frame.Status(http.StatusAccepted))
+}
+
+func (s routes) startVerification(ctx context.Context, req *frame.In[api.VerifyRequest]) (*frame.Out[api.Job], error) {
+	e := audit.Event{Action: "repository.verify", Object: "all"}
+	var points []catalog.Point
+	if len(req.Body.Points) > 0 {
+		c, err := s.Catalog(ctx)
+		if err != nil {
+			return nil, s.Refuse(ctx, e, err)
+		}
+		var ids []string
+		for _, ref := range req.Body.Points {
+			p, err := s.ResolvePoint(ctx, c, ref)
+			if err != nil {
+				e.Object = ref
+				return nil, s.Refuse(ctx, e, err)
+			}
+			if !slices.Contains(ids, p.ID) {
+				points, ids = append(points, p), append(ids, p.ID)
+			}
+		}
+		e.Object = frame.Clip(fmt.Sprint(ids))
+	}
+	return s.Start(ctx, "verify", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
+		return s.verify(ctx, points, p)
+	})
+}
+
+func (s routes) verify(ctx context.Context, points []catalog.Point, p *job.Reporter) (frame.Result, error) {
+	repo, err := s.Repository(ctx)
+	if err != nil {
+		return frame.Result{}, err
+	}
+	req := verify.Request{Repository: repo, All: len(points) == 0, Progress: frame.Progress(p)}
+	if req.Expected, err = s.expected(ctx, repo, points); err != nil {
+		return frame.Result{}, err
+	}
+	for _, x := range points {
+		rp, err := s.RepositoryPoint(ctx, repo, x)
+		if errors.Is(err, repository.ErrNotFound) && x.Repository == repo.ID() {
+			continue // it is expected, and reported as gone
+		}
+		if err != nil {
+			return frame.Result{}, err
+		}
+		req.Points = append(req.Points, rp)
+	}
+	found, err := verify.Run(ctx, req)
+	names := s.Names(ctx)
+	res := &api.VerifyResult{Points: found.Points, Objects: found.Objects, ReadBytes: found.Read, Damage: []api.Damage{}}
+	for _, d := range found.Damage {
+		v := api.Damage{Object: d.Object, Machine: show.Name(names, d.Machine), Disk: d.Disk, Points: d.Points, Error: "damaged"}
+		if d.Range != nil {
+			v.Range = &api.Range{Offset: d.Range.Offset, Length: d.Range.Length}
+		}
+		if d.Err != nil {
+			v.Error = show.OneLine(d.Err.Error())
+		}
+		res.Damage = append(res.Damage, v)
+	}
+	r := frame.Result{JobResult: api.JobResult{Verify: res}}
+	if len(res.Damage) > 0 {
+		r.Exit, r.Found = api.ExitDamaged, true
+	}
+	return r, err
+}
+
+// expected is what the catalog knows to be in the repository: of the recovery
+// points named, or of all. A catalog that is lost knows nothing; that has its
+// own message, and what is stored can be read all the same.
+func (s routes) expected(ctx context.Context, repo *repository.Repository, points []catalog.Point) ([]verify.Expected, error) {
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		s.Log.Warn("what the catalog expects to be stored is not known", "error", err)
+		return nil, nil
+	}
+	if len(points) == 0 {
+		if points, err = c.Points.List(ctx, catalog.PointQuery{Repository: repo.ID()}); err != nil {
+			return nil, err
+		}
+	}
+	var out []verify.Expected
+	headers := map[string][]catalog.HeaderPackage{}
+	for _, p := range points {
+		if p.Repository != repo.ID() || !p.DeletedAt.IsZero() {
+			continue
+		}
+		e := verify.Expected{Machine: p.Machine, Point: p.ID, Sequence: p.Sequence, Roots: map[string]string{}}
+		proofs, err := c.Proofs.OfPoint(ctx, p.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range proofs {
+			e.Objects = append(e.Objects, x.Key)
+		}
+		packages, err := c.Packages.OfPoint(ctx, p.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range packages {
+			e.Objects = append(e.Objects, x.Key)
+		}
+		if _, known := headers[p.Machine]; !known {
+			if headers[p.Machine], err = c.Packages.Headers(ctx, p.Machine); err != nil {
+				return nil, err
+			}
+		}
+		digests := map[string]bool{}
+		for _, d := range p.Disks {
+			e.Roots[d.Disk] = d.ContentRoot
+			for _, v := range d.Volumes {
+				digests[v.HeaderDigest] = true
+			}
+		}
+		for _, h := range headers[p.Machine] {
+			if digests[h.HeaderDigest] {
+				e.Objects = append(e.Objects, h.Key)
+			}
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}

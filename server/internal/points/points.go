@@ -1,0 +1,128 @@
+// Package points is the routes of recovery points, and the status of all of them.
+package points
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/repository"
+
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
+)
+
+type routes struct{ *frame.Frame }
+
+// Register adds the routes.
+func Register(f *frame.Frame) {
+	s := routes{f}
+	frame.Route(f, "list-points", http.MethodGet, "/v1/points", "List recovery points, the newest first", s.listPoints)
+	frame.Route(f, "get-point", http.MethodGet, "/v1/points/{point}", "Show a recovery point", s.getPoint)
+	frame.Route(f, "delete-point", http.MethodDelete, "/v1/points/{point}", "Delete a recovery point", s.deletePoint, frame.Status(http.StatusNoContent))
+	frame.Route(f, "get-status", http.MethodGet, "/v1/status", "Which secret opens which recovery point, the worst machine first", s.getStatus)
+}
+
+func (s routes) listPoints(ctx context.Context, req *frame.OfMachine) (*frame.Out[[]api.Point], error) {
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	machines, err := s.Machines(ctx, c, req.Machine)
+	if err != nil {
+		return nil, err
+	}
+	r := &frame.Out[[]api.Point]{Body: []api.Point{}}
+	for _, m := range machines {
+		points, err := s.PointsOf(ctx, c, m)
+		if err != nil {
+			return nil, err
+		}
+		r.Body = append(r.Body, points...)
+	}
+	return r, nil
+}
+
+func (s routes) getPoint(ctx context.Context, req *frame.PointPath) (*frame.Out[api.Point], error) {
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.ResolvePoint(ctx, c, req.Point)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.PointView(ctx, c, p)
+	if err != nil {
+		return nil, err
+	}
+	return &frame.Out[api.Point]{Body: v}, nil
+}
+
+type pointDelete struct {
+	frame.PointPath
+	Body api.Reason
+}
+
+func (s routes) deletePoint(ctx context.Context, req *pointDelete) (*frame.None, error) {
+	e := audit.Event{Action: "point.delete", Object: req.Point, Reason: req.Body.Reason}
+	return frame.Audited(ctx, s.Frame, e, func() (*frame.None, error) {
+		return nil, s.forget(ctx, req.Point, e)
+	})
+}
+
+// forget takes a recovery point off the list. The repository goes first: what
+// it does not list is not there. Then its holds are released, for nothing
+// needs the secrets any more, and then the catalog is told.
+// Before all of that, e is recorded as begun.
+func (s routes) forget(ctx context.Context, ref string, e audit.Event) error {
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := s.ResolvePoint(ctx, c, ref)
+	if err != nil {
+		return err
+	}
+	fail := func(err error) error { return fmt.Errorf("delete recovery point %s: %w", p.ID, err) }
+	m, err := c.Machines.Get(ctx, p.Machine)
+	if err != nil {
+		return fail(err)
+	}
+	lock, err := s.Lock(m, "deletion of recovery point "+p.ID)
+	if err != nil {
+		return fail(err)
+	}
+	defer lock.Release()
+	repo, err := s.Repository(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	if p.Repository != repo.ID() {
+		return fail(fmt.Errorf("it is in repository %s: %w", p.Repository, repository.ErrNotFound))
+	}
+	// Asked first: without the key manager the holds would stay for ever.
+	if _, err := s.Manager(ctx); err != nil {
+		return fail(fmt.Errorf("its holds could not be released: %w", err))
+	}
+	e.Object = p.ID
+	if err := s.Begin(ctx, e); err != nil {
+		return fail(err)
+	}
+	err = repo.Delete(ctx, p.Machine, p.ID, e.Reason)
+	if err != nil && !errors.Is(err, repository.ErrNotFound) { // it may have been deleted and only the rest is left
+		return fail(err)
+	}
+	// From here on it is gone: finish, whoever hangs up.
+	ctx = context.WithoutCancel(ctx)
+	if err := prove.ReleaseHolds(ctx, s.Custody(ctx, c), p); err != nil {
+		return fail(frame.Hint(fmt.Errorf("it is deleted, but not all its holds are released: %w", err), "the same command again releases the rest"))
+	}
+	if err := c.Points.Delete(ctx, p.ID, s.Now().UTC(), e.Reason); err != nil {
+		return fail(err)
+	}
+	return nil
+}

@@ -1,0 +1,72 @@
+package points
+
+import (
+	"context"
+	"slices"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/custody"
+	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
+
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
+)
+
+func (s routes) getStatus(ctx context.Context, req *frame.OfMachine) (*frame.Out[api.Status], error) {
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		return nil, err
+	}
+	machines, err := s.Machines(ctx, c, req.Machine)
+	if err != nil {
+		return nil, err
+	}
+	r := &frame.Out[api.Status]{Body: api.Status{Machines: []api.MachineStatus{}}}
+	for _, m := range machines {
+		st, shown, err := s.machineStatus(ctx, c, m)
+		if err != nil {
+			return nil, err
+		}
+		if shown {
+			r.Body.Machines = append(r.Body.Machines, st)
+		}
+	}
+	slices.SortStableFunc(r.Body.Machines, func(a, b api.MachineStatus) int { return worseFirst(a.State, b.State) })
+	return r, nil
+}
+
+// worseFirst orders states as custody does; a machine without a recovery point
+// comes last.
+func worseFirst(a, b string) int {
+	switch {
+	case a == b:
+		return 0
+	case a == "":
+		return 1
+	case b == "":
+		return -1
+	case string(custody.WorstState(custody.State(a), custody.State(b))) == a:
+		return -1
+	default:
+		return 1
+	}
+}
+
+// machineStatus is the picture of one machine. A removed machine is shown
+// while it has recovery points.
+func (s routes) machineStatus(ctx context.Context, c *catalog.Catalog, m catalog.Machine) (st api.MachineStatus, shown bool, err error) {
+	st = api.MachineStatus{Machine: m.Name, Secrets: []string{}, States: []string{}, Points: []api.PointSummary{}}
+	all, err := c.Points.List(ctx, catalog.PointQuery{Machine: m.ID})
+	if err != nil {
+		return st, false, err
+	}
+	if len(all) == 0 {
+		return st, m.RemovedAt.IsZero(), nil
+	}
+	view, err := prove.Load(ctx, s.Custody(ctx, c), m.ID)
+	if err != nil {
+		return st, false, err
+	}
+	return show.Status(m, all, view), true, nil
+}

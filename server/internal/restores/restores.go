@@ -1,0 +1,108 @@
+// Package restores is the routes of restores.
+package restores
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/restore"
+	"github.com/lockstep-backup/lockstep/server/internal/headers"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
+	"github.com/lockstep-backup/lockstep/target"
+
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
+)
+
+type routes struct{ *frame.Frame }
+
+// Register adds the routes.
+func Register(f *frame.Frame) {
+	s := routes{f}
+	frame.Route(f, "start-restore", http.MethodPost, "/v1/restores", "Write disks back, still encrypted", s.startRestore, frame.Status(http.StatusAccepted))
+}
+
+func (s routes) startRestore(ctx context.Context, req *frame.In[api.RestoreRequest]) (*frame.Out[api.Job], error) {
+	r := req.Body
+	e := audit.Event{Action: "point.restore", Object: r.Point}
+	for _, t := range r.Targets {
+		e.Detail = frame.WithDetail(e.Detail, "disk "+t.Disk, frame.Clip(t.Target))
+	}
+	// Formats are the target's business, but a wrong one is wrong usage.
+	if r.Format != "" && r.Format != "raw" {
+		return nil, s.Refuse(ctx, e, frame.Usage("restore: format %q is not available in this version (raw is)", r.Format))
+	}
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	p, err := s.ResolvePoint(ctx, c, r.Point)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	e.Object = p.ID
+	if p.Incomplete {
+		e.Detail = frame.WithDetail(e.Detail, "incomplete", "true")
+	}
+	return s.Start(ctx, "restore", e, func(ctx context.Context, rep *job.Reporter) (frame.Result, error) {
+		return s.restore(ctx, c, p, r, rep)
+	})
+}
+
+// restore begins with the pre-flight: which secrets open what is restored, and
+// are they there. It does not keep a ciphertext from being restored.
+func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point, r api.RestoreRequest, rep *job.Reporter) (frame.Result, error) {
+	v, err := s.PointView(ctx, c, p)
+	if err != nil {
+		return frame.Result{}, err
+	}
+	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: show.Preflight(v, r.Targets), Disks: []api.RestoredDisk{}}
+	for _, k := range res.Keys {
+		if len(k.Opens) > 0 {
+			rep.Message("%s/%s: opened by %s (%s)", k.Disk, k.Volume, strings.Join(k.Opens, ", "), k.State)
+		} else {
+			rep.Warning("%s/%s: no secret in custody is proven to open it (%s)", k.Disk, k.Volume, k.State)
+		}
+	}
+	repo, err := s.Repository(ctx)
+	if err != nil {
+		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
+	}
+	mf, err := s.Manifest(ctx, repo, p)
+	if err != nil {
+		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
+	}
+	req := restore.Request{
+		Repository: repo, Manifest: mf, Open: s.OpenTarget, Options: target.Options{Force: r.Force, Format: r.Format}, Progress: frame.Progress(rep),
+	}
+	for _, t := range r.Targets {
+		req.Targets = append(req.Targets, restore.Target{Disk: t.Disk, Target: t.Target})
+	}
+	done, err := restore.Run(ctx, req)
+	out := frame.Result{JobResult: api.JobResult{Restore: res}, Exit: frame.ExitOfState(v.State)}
+	for _, d := range done {
+		res.Disks = append(res.Disks, api.RestoredDisk{
+			ID: d.ID, Target: d.Target, SizeBytes: d.Size, WrittenBytes: d.Written, ContentRoot: d.ContentRoot,
+			UnreadRanges: show.Ranges(d.Unread), Seconds: d.Seconds,
+		})
+		if len(d.Unread) > 0 {
+			out.Exit = api.ExitDamaged
+			rep.Warning("disk %s: %d ranges could not be read when the recovery point was made, and are zeroes", d.ID, len(d.Unread))
+		}
+	}
+	for _, d := range mf.Disks {
+		apart, ierr := headers.Detached(d)
+		if ierr != nil || !slices.ContainsFunc(r.Targets, func(t api.RestoreTarget) bool { return t.Disk == d.ID }) {
+			continue // what cannot be read says so where it is shown
+		}
+		for _, v := range apart {
+			rep.Warning("%s/%s: its header is not on the disk, and needed to open it: 'lockstep header export %s/%s/%s --to FILE'", d.ID, v, p.ID, d.ID, v)
+		}
+	}
+	return out, err
+}
