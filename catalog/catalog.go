@@ -3,7 +3,7 @@
 // suite that every adapter passes.
 //
 // The catalog holds nothing that a restore needs: recovery points, proofs, key
-// packages and declarations can be rebuilt from the repositories. It never
+// packages, declarations and marks can be rebuilt from the repositories. It never
 // holds a secret. It knows nothing of repositories or encryption formats
 // either; what others describe is carried as JSON.
 //
@@ -73,6 +73,8 @@ type Catalog struct {
 	Proofs       Proofs
 	Packages     Packages
 	Declarations Declarations
+	Marks        Marks
+	Policies     Policies
 	Jobs         Jobs
 	Meta         Meta
 	Maintenance  Maintenance
@@ -87,10 +89,10 @@ type Meta interface {
 
 // Maintenance is about the catalog as a whole.
 type Maintenance interface {
-	// Rebuild forgets machines, recovery points, proofs, attempts, packages and
-	// declarations, calls fill with a catalog on the same transaction, and
-	// commits if fill returns nil; otherwise all stays as it was. Repositories,
-	// jobs and meta values stay in any case. Writers wait meanwhile: read from
+	// Rebuild forgets machines, recovery points, proofs, attempts, packages,
+	// declarations and marks, calls fill with a catalog on the same transaction,
+	// and commits if fill returns nil; otherwise all stays as it was.
+	// Repositories, policies, jobs and meta values stay in any case. Writers wait meanwhile: read from
 	// the repository first, then call Rebuild.
 	Rebuild(ctx context.Context, fill func(*Catalog) error) error
 	// Check reads the whole catalog; ErrDamaged where it is not sound.

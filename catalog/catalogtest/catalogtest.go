@@ -38,6 +38,8 @@ func Run(t *testing.T, newCatalog func(tb testing.TB) Open) {
 		{"proofs", testProofs},
 		{"packages", testPackages},
 		{"declarations", testDeclarations},
+		{"marks", testMarks},
+		{"policies", testPolicies},
 		{"jobs", testJobs},
 		{"meta", testMeta},
 		{"rebuild", testRebuild},
@@ -453,6 +455,43 @@ func testDeclarations(t *testing.T, open Open) {
 	same(t, got, []catalog.Declaration{d, w})
 }
 
+func testMarks(t *testing.T, open Open) {
+	ctx, c := handle(t, open)
+	pin := catalog.Mark{Key: "side/2", Machine: "m1", Point: "aa01", Kind: "pin", Set: true, Sequence: 1, Reason: "before the move", Actor: "uid:0", Time: at(3)}
+	unpin := catalog.Mark{Key: "side/1", Machine: "m1", Point: "aa01", Kind: "pin", Sequence: 2, Actor: "uid:0", Time: at(1)}
+	tag := catalog.Mark{Key: "side/0", Machine: "m1", Point: "bb02", Kind: "tag", Name: "release", Value: "9", Set: true, Sequence: 2, Time: at(2)}
+	other := catalog.Mark{Key: "side/9", Machine: "m2", Point: "cc03", Kind: "pin", Set: true, Sequence: 1, Time: at(1)}
+	for _, m := range []catalog.Mark{tag, unpin, pin, other, pin} {
+		ok(t, c.Marks.Put(ctx, m))
+	}
+	got, err := c.Marks.OfMachine(ctx, "m1")
+	ok(t, err)
+	same(t, got, []catalog.Mark{pin, unpin, tag}) // the sequence first, then the time
+	got, err = c.Marks.OfMachine(ctx, "m9")
+	ok(t, err)
+	same(t, len(got), 0)
+}
+
+func testPolicies(t *testing.T, open Open) {
+	ctx, c := handle(t, open)
+	doc, err := c.Policies.Get(ctx, "")
+	ok(t, err)
+	same(t, doc == nil, true)
+	ok(t, c.Policies.Delete(ctx, "m1"))
+	ok(t, c.Policies.Put(ctx, "", []byte(`{"format":1}`)))
+	ok(t, c.Policies.Put(ctx, "m1", []byte(`{"format":1,"timezone":"UTC"}`)))
+	ok(t, c.Policies.Put(ctx, "m1", []byte(`{"format":1,"timezone":"Europe/Berlin"}`)))
+	for machine, want := range map[string]string{"": `{"format":1}`, "m1": `{"format":1,"timezone":"Europe/Berlin"}`, "m2": ""} {
+		doc, err := c.Policies.Get(ctx, machine)
+		ok(t, err)
+		same(t, string(doc), want)
+	}
+	ok(t, c.Policies.Delete(ctx, "m1"))
+	doc, err = c.Policies.Get(ctx, "m1")
+	ok(t, err)
+	same(t, doc == nil, true)
+}
+
 func testJobs(t *testing.T, open Open) {
 	ctx, c := handle(t, open)
 	doc, err := c.Jobs.GetJob(ctx, "j1")
@@ -508,6 +547,8 @@ func testRebuild(t *testing.T, open Open) {
 	ok(t, c.Points.Record(ctx, point("aa01", "m1", 1)))
 	ok(t, c.Repositories.Put(ctx, catalog.Repository{ID: "r1"}))
 	ok(t, c.Meta.Set(ctx, "clock", "1"))
+	ok(t, c.Policies.Put(ctx, "m9", []byte(`{"format":1}`)))
+	ok(t, c.Marks.Put(ctx, catalog.Mark{Key: "side/1", Machine: "m1", Point: "aa01", Kind: "pin", Set: true, Time: at(1)}))
 	ok(t, c.Jobs.PutJob(ctx, "j1", "rebuild", "running", at(1), time.Time{}, []byte(`{}`)))
 
 	stop := errors.New("stop")
@@ -539,6 +580,12 @@ func testRebuild(t *testing.T, open Open) {
 	doc, err := c.Jobs.GetJob(ctx, "j1")
 	ok(t, err)
 	same(t, string(doc), `{}`)
+	marks, err := c.Marks.OfMachine(ctx, "m1")
+	ok(t, err)
+	same(t, len(marks), 0)
+	doc, err = c.Policies.Get(ctx, "m9")
+	ok(t, err)
+	same(t, string(doc), `{"format":1}`)
 	v, err := c.Meta.Get(ctx, "clock")
 	ok(t, err)
 	same(t, v, "1")

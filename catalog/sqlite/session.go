@@ -189,7 +189,7 @@ func (m maintenance) Rebuild(ctx context.Context, fill func(*catalog.Catalog) er
 	return m.inTx(ctx, op, func(x session) error {
 		for _, table := range []string{
 			"volumes", "point_disks", "points", "machines",
-			"proofs", "attempts", "packages", "header_packages", "declarations",
+			"proofs", "attempts", "packages", "header_packages", "declarations", "marks",
 		} {
 			if _, err := x.exec(ctx, op, "DELETE FROM "+table); err != nil {
 				return err

@@ -150,6 +150,8 @@ func (s *shared) catalog(q querier) *catalog.Catalog {
 		Proofs:       proofs{x},
 		Packages:     packages{x},
 		Declarations: declarations{x},
+		Marks:        marks{x},
+		Policies:     policies{x},
 		Jobs:         jobs{x},
 		Meta:         meta{x},
 		Maintenance:  maintenance{x},

@@ -354,3 +354,26 @@ func run(t *testing.T, path, query string) {
 	must(t, err)
 	must(t, db.Close())
 }
+
+// A catalog of an earlier version is brought up to date with all that it holds.
+func TestMigratesAnEarlierCatalog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	filled(t, path)
+	for _, s := range []string{`DROP TABLE marks`, `DROP TABLE policies`, `DELETE FROM schema_version WHERE version_id > 1`} {
+		run(t, path, s)
+	}
+	c, err := sqlite.Open(t.Context(), path, sqlite.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Maintenance.Close()
+	if _, err := c.Machines.Get(t.Context(), "m7"); err != nil {
+		t.Error(err)
+	}
+	if err := c.Policies.Put(t.Context(), "m7", []byte(`{}`)); err != nil {
+		t.Error(err)
+	}
+	if got, err := c.Marks.OfMachine(t.Context(), "m7"); err != nil || len(got) != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+}
