@@ -11,7 +11,9 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/headercopy"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
+	"github.com/lockstep-backup/lockstep/repository/internal/smallobject"
 	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store"
 )
@@ -60,14 +62,14 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 	}
 	switch part[0] {
 	case "points":
-		_, err = r.getFrame(ctx, key, format.KindManifest, m.Metadata)
+		_, err = smallobject.Get(ctx, r.st, key, format.KindManifest, m.Metadata)
 	case "log":
-		if _, err = r.getFrame(ctx, key, format.KindLog, m.Metadata); err == nil {
+		if _, err = smallobject.Get(ctx, r.st, key, format.KindLog, m.Metadata); err == nil {
 			err = r.checkEntry(ctx, m, part[2], key)
 		}
 	case "headers-a", "headers-b":
 		var body []byte
-		if body, err = r.getFrame(ctx, key, format.KindHeader, m.Header); err == nil {
+		if body, err = smallobject.Get(ctx, r.st, key, format.KindHeader, m.Header); err == nil {
 			if _, err = headercopy.Parse(body); err != nil {
 				err = &DamageError{Object: key, Machine: m.Machine.ID, Err: err}
 			}
@@ -133,7 +135,7 @@ func (r *Repository) checkTwin(ctx context.Context, key string) error {
 
 // checkEntry checks a log entry where it stands: signature and chain.
 func (r *Repository) checkEntry(ctx context.Context, m *machine, number, key string) error {
-	records, err := r.readLog(ctx, m)
+	records, err := m.log.Read(ctx)
 	if err != nil {
 		return err
 	}
@@ -142,7 +144,7 @@ func (r *Repository) checkEntry(ctx context.Context, m *machine, number, key str
 		return &DamageError{Object: key, Err: err}
 	}
 	if n < int64(len(records)) {
-		return records[n].err
+		return records[n].Err
 	}
 	return nil // it came after the log was read
 }
@@ -154,14 +156,14 @@ func (r *Repository) CheckLog(ctx context.Context, mid string) error {
 	if err != nil {
 		return err
 	}
-	records, err := r.readLog(ctx, m)
+	records, err := m.log.Read(ctx)
 	if err != nil {
 		return err
 	}
 	var bad []error
 	for _, rec := range records {
-		if errors.Is(rec.err, ErrNotFound) {
-			bad = append(bad, rec.err)
+		if errors.Is(rec.Err, ErrNotFound) {
+			bad = append(bad, rec.Err)
 		}
 	}
 	return errors.Join(bad...)
@@ -184,14 +186,14 @@ func (r *Repository) CheckCommitted(ctx context.Context, mid, point string) (del
 	if err != nil {
 		return false, err
 	}
-	records, err := r.readLog(ctx, m)
+	records, err := m.log.Read(ctx)
 	if err != nil {
 		return false, err
 	}
 	entry := int64(-1)
 	for _, rec := range records {
-		if rec.err == nil && rec.Point == point && (rec.Kind == entryCommit || rec.Kind == entryDelete) {
-			entry, deleted = rec.N, rec.Kind == entryDelete
+		if rec.Err == nil && rec.Point == point && (rec.Kind == machinelog.Commit || rec.Kind == machinelog.Delete) {
+			entry, deleted = rec.N, rec.Kind == machinelog.Delete
 		}
 	}
 	if entry < 0 {

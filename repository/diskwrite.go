@@ -36,7 +36,6 @@ type diskWriter struct {
 	mu     sync.Mutex
 	free   []*segment.Writer // open segments that nobody writes to now
 	stats  Stats
-	usage  blockmap.Usage
 	unread []disk.Range
 }
 
@@ -101,7 +100,7 @@ func (w *diskWriter) run(ctx context.Context) error {
 	w.free = nil
 	if err == nil && w.parent != nil { // the disk shrank
 		for i := format.LeafCount(w.size); i < format.LeafCount(w.parent.Size); i++ {
-			w.dropLeaf(w.outer, i)
+			w.countDropped(w.outer, i)
 		}
 	}
 	return err
@@ -223,10 +222,12 @@ func (w *diskWriter) collect(ctx context.Context, ordered <-chan unitItem) error
 	return ctx.Err()
 }
 
-// zeros adds units of zeroes; what the parent had there is superseded.
+// zeros adds units of zeroes and counts what the parent had there as changed.
 func (w *diskWriter) zeros(ctx context.Context, item unitItem) error {
 	for i := item.index; i < item.index+item.zeros; i++ {
-		w.dropLeaf(ctx, i)
+		if w.parent != nil {
+			w.countDropped(ctx, i)
+		}
 		if err := w.tree.Add(ctx, format.Ref{}); err != nil {
 			return err
 		}
@@ -234,34 +235,19 @@ func (w *diskWriter) zeros(ctx context.Context, item unitItem) error {
 	return nil
 }
 
-// dropLeaf counts what the parent has in a leaf as superseded. A damaged map
+// countDropped counts the blocks of the parent's leaf as changed. A damaged map
 // of the parent is found by whoever reads it; here it only costs the count.
-func (w *diskWriter) dropLeaf(ctx context.Context, index int64) {
-	if w.parent == nil {
-		return
-	}
-	ref, _, err := w.parent.Ref(ctx, 0, index)
-	if err != nil || ref.Zero() {
-		return
-	}
-	old, err := w.parent.Cache.Leaf(ctx, ref)
+func (w *diskWriter) countDropped(ctx context.Context, index int64) {
+	old, _, err := w.parent.Leaf(ctx, index)
 	if err != nil {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for b := range old {
-		w.dropBlock(&old[b])
-	}
-}
-
-// dropBlock counts a block's extents as superseded. w.mu is held.
-func (w *diskWriter) dropBlock(b *format.Block) {
-	for _, e := range b.Extents {
-		w.usage.Of(e.Segment).Superseded += uint64(format.Pages(e.Stored))
-	}
-	if !b.Zero() {
-		w.stats.Changed += format.BlockSize
+		if !old[b].Zero() {
+			w.stats.Changed += format.BlockSize
+		}
 	}
 }
 
@@ -402,7 +388,6 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 	}
 	u.mu.Lock()
 	u.stats.Add(count)
-	u.account(leaf, old)
 	u.mu.Unlock()
 	if !leaf.Zero() {
 		res.leaf = leaf
@@ -411,30 +396,6 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 }
 
 func (u *unitWorker) diskID() string { return u.diskWriter.in.ID }
-
-// account counts what the new leaf adds to and takes from segments. mu is held.
-func (u *unitWorker) account(now, old *format.Leaf) {
-	has := func(b *format.Block, e *format.Extent) bool {
-		for i := range b.Extents {
-			if b.Extents[i].Segment == e.Segment && b.Extents[i].Position == e.Position {
-				return true
-			}
-		}
-		return false
-	}
-	for b := range now {
-		for i := range now[b].Extents {
-			if e := &now[b].Extents[i]; !has(&old[b], e) {
-				u.usage.Of(e.Segment).Added += uint64(format.Pages(e.Stored))
-			}
-		}
-		for i := range old[b].Extents {
-			if e := &old[b].Extents[i]; !has(&now[b], e) {
-				u.usage.Of(e.Segment).Superseded += uint64(format.Pages(e.Stored))
-			}
-		}
-	}
-}
 
 // compare decides which pages of block b must be stored, keeps what is
 // unchanged of the old extents, and returns how many bytes differ.

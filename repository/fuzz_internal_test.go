@@ -12,6 +12,7 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
 	"github.com/lockstep-backup/lockstep/repository/internal/settings"
 	"github.com/lockstep-backup/lockstep/store/memstore"
 )
@@ -95,8 +96,12 @@ func FuzzConfig(f *testing.F) {
 func FuzzLogEntry(f *testing.F) {
 	h := newHostile(f)
 	key := format.LogKey(h.m.Machine.ID, 0)
-	good := logEntry{Machine: h.m.Machine.ID, Kind: entryCommit, Point: newID(), Manifest: digestOf(nil)}
-	for _, kind := range []string{entryCommit, entryDelete, entryFence, "x"} {
+	birth, leftovers := int64(3), int64(7)
+	good := machinelog.Entry{
+		Machine: h.m.Machine.ID, Point: newID(), Manifest: digestOf(nil),
+		BirthField: &birth, Leftovers: &leftovers, Must: []string{machinelog.FeatureReplicas}, Origin: newID(),
+	}
+	for _, kind := range []string{machinelog.Commit, machinelog.Delete, machinelog.Fence, "x"} {
 		good.Kind = kind
 		body, err := json.Marshal(good)
 		if err != nil {
@@ -104,16 +109,31 @@ func FuzzLogEntry(f *testing.F) {
 		}
 		f.Add(body)
 	}
+	f.Add([]byte(`{"machine":"` + h.m.Machine.ID + `","kind":"fence","must":["teleport"]}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		var rec logRecord
-		raw := h.object(t, key, format.KindLog, logType, body)
-		if err := h.repo.parseEntry(&rec, raw, key, h.m, 0); err != nil {
+		raw := h.object(t, key, format.KindLog, machinelog.PayloadType, body)
+		mem := memstore.New()
+		if err := mem.Put(t.Context(), key, raw); err != nil {
+			t.Fatal(err)
+		}
+		records, err := machinelog.New(mem, h.m.Keys, h.repo.Trust, h.repo.log).Read(t.Context())
+		if err != nil {
+			if !errors.Is(err, ErrFormat) {
+				t.Fatal(err)
+			}
 			return
 		}
-		if rec.Machine != h.m.Machine.ID || rec.N != 0 || rec.Previous != "" || rec.writer != h.writer.ID() {
+		rec := records[0]
+		if rec.Err != nil {
+			return
+		}
+		if rec.Machine != h.m.Machine.ID || rec.N != 0 || rec.Previous != "" || rec.Writer != h.writer.ID() || rec.Birth() < 0 {
 			t.Fatalf("taken: %+v", rec)
 		}
-		listed([]logRecord{rec, rec}, rec.Machine)
+		points(append(records, rec), rec.Machine)
+		if next := machinelog.NextBirth(records); next < 1 || rec.Kind == machinelog.Commit && next <= rec.Birth() {
+			t.Fatalf("birth %d follows %+v", next, rec)
+		}
 	})
 }
 

@@ -1,7 +1,6 @@
 package repository
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -11,17 +10,17 @@ import (
 	"regexp"
 	"sort"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
-	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/headercopy"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
+	"github.com/lockstep-backup/lockstep/repository/internal/smallobject"
 	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store"
 )
@@ -32,9 +31,7 @@ type machine struct {
 	*machinekey.Keys
 	segments *segment.Cache
 	maps     *blockmap.Cache
-
-	logMu sync.Mutex
-	log   machineLog
+	log      *machinelog.Log
 }
 
 type machineRecord struct {
@@ -43,12 +40,16 @@ type machineRecord struct {
 	Content  []byte `json:"content"`
 }
 
-func newMachine(rec machineRecord, st store.Store, sealed bool) (*machine, error) {
+func (r *Repository) newMachine(rec machineRecord) (*machine, error) {
 	keys, err := machinekey.New(rec.ID, rec.Metadata, rec.Content)
 	if err != nil {
 		return nil, err
 	}
-	return &machine{Machine: rec.Machine, Keys: keys, segments: segment.NewCache(keys, st, sealed), maps: blockmap.NewCache(keys, st)}, nil
+	return &machine{
+		Machine: rec.Machine, Keys: keys,
+		segments: segment.NewCache(keys, r.st, r.cfg.Sealing == SealingAESGCM), maps: blockmap.NewCache(keys, r.st),
+		log: machinelog.New(r.st, keys, r.Trust, r.log),
+	}, nil
 }
 
 // CreateMachine makes a machine with keys of its own; id "" draws one.
@@ -165,39 +166,7 @@ func (r *Repository) parseMachine(raw []byte, key, mid string) (*machine, error)
 	if rec.ID != mid {
 		return nil, fmt.Errorf("record of machine %s: %w", rec.ID, format.ErrCorrupt)
 	}
-	return newMachine(rec, r.st, r.cfg.Sealing == SealingAESGCM)
-}
-
-// getFrame reads a small object; the frame is bound to its key in the store.
-func (r *Repository) getFrame(ctx context.Context, key string, kind uint16, k *[32]byte) ([]byte, error) {
-	raw, err := store.GetAll(ctx, r.st, key, store.MaxSmallObject)
-	if err != nil {
-		return nil, damage.FromStore(key, err)
-	}
-	body, err := envelope.OpenFrame(raw, kind, k, []byte(key))
-	if err != nil {
-		return nil, &DamageError{Object: key, Err: err}
-	}
-	return body, nil
-}
-
-func (r *Repository) putFrame(ctx context.Context, key string, kind uint16, k *[32]byte, body []byte) ([]byte, error) {
-	frame, err := envelope.SealFrame(kind, k, []byte(key), body)
-	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", key, err)
-	}
-	err = r.st.Put(ctx, key, frame)
-	if errors.Is(err, store.ErrExist) {
-		// A store that tries again after a lost answer meets its own object. Sealing
-		// draws a salt, so equal bytes are ours.
-		if old, rerr := store.GetAll(ctx, r.st, key, int64(len(frame))); rerr == nil && bytes.Equal(old, frame) {
-			err = nil
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", key, err)
-	}
-	return frame, nil
+	return r.newMachine(rec)
 }
 
 // Header is a stored copy of a volume's encryption header.
@@ -233,10 +202,10 @@ func (r *Repository) PutHeader(ctx context.Context, mid string, ranges []disk.Ra
 	m.Release(g)
 	hid := hex.EncodeToString(d[:16])
 	for _, key := range format.HeaderKeys(mid, hid) {
-		_, err := r.putFrame(ctx, key, format.KindHeader, m.Header, body)
+		_, err := smallobject.Put(ctx, r.st, key, format.KindHeader, m.Header, body)
 		if errors.Is(err, store.ErrExist) {
 			// It must be what we mean: a copy that rotted would be trusted for years otherwise.
-			old, rerr := r.getFrame(ctx, key, format.KindHeader, m.Header)
+			old, rerr := smallobject.Get(ctx, r.st, key, format.KindHeader, m.Header)
 			if rerr == nil && string(old) == string(body) {
 				continue
 			}
@@ -261,7 +230,7 @@ func (r *Repository) Header(ctx context.Context, mid, hid string) (*Header, erro
 	}
 	var errs []error
 	for _, key := range format.HeaderKeys(mid, hid) {
-		body, err := r.getFrame(ctx, key, format.KindHeader, m.Header)
+		body, err := smallobject.Get(ctx, r.st, key, format.KindHeader, m.Header)
 		if err == nil {
 			var h *Header
 			if h, err = headercopy.Parse(body); err == nil {
@@ -286,7 +255,7 @@ func (r *Repository) PutSidecar(ctx context.Context, mid, pid, kind string, raw 
 		return "", fmt.Errorf("store sidecar: point %q, kind %q: names are not valid", pid, kind)
 	}
 	key := format.SidecarKey(mid, pid, kind, newID()[:16])
-	if _, err := r.putFrame(ctx, key, format.KindSidecar, m.sidecarKeyFor(kind), raw); err != nil {
+	if _, err := smallobject.Put(ctx, r.st, key, format.KindSidecar, m.sidecarKeyFor(kind), raw); err != nil {
 		return "", err
 	}
 	return key, nil
@@ -340,7 +309,7 @@ func (r *Repository) readSidecar(ctx context.Context, m *machine, key, prefix st
 		return Sidecar{}, &DamageError{Object: key, Machine: m.Machine.ID, Err: format.ErrCorrupt}
 	}
 	kind := name[:at]
-	raw, err := r.getFrame(ctx, key, format.KindSidecar, m.sidecarKeyFor(kind))
+	raw, err := smallobject.Get(ctx, r.st, key, format.KindSidecar, m.sidecarKeyFor(kind))
 	if err != nil {
 		return Sidecar{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
 	"github.com/lockstep-backup/lockstep/repository/internal/resume"
 	"github.com/lockstep-backup/lockstep/store"
 )
@@ -31,8 +32,7 @@ type PointWriter struct {
 	m      *machine
 	opts   BeginOptions
 	entry  int64 // log entry to commit as
-	last   string
-	seen   int
+	seen   []machinelog.Record
 	parent *Manifest
 	maps   *blockmap.Writer
 	resume *resume.Leftovers
@@ -48,29 +48,26 @@ func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*Po
 	if err != nil {
 		return nil, err
 	}
-	records, err := r.readLog(ctx, m)
+	records, err := m.log.Read(ctx)
 	if err != nil {
 		return nil, err
 	}
-	w := &PointWriter{r: r, m: m, opts: o, entry: int64(len(records)), seen: len(records), id: o.PointID}
+	w := &PointWriter{r: r, m: m, opts: o, entry: int64(len(records)), seen: records, id: o.PointID}
 	if w.id == "" {
 		w.id = newID()
 	}
 	if w.entry >= 1<<32 {
 		return nil, fmt.Errorf("begin recovery point: machine log is full")
 	}
-	if len(records) > 0 {
-		w.last = records[len(records)-1].digest
-	}
-	points := listed(records, mid)
+	points := points(records, mid)
 	// An entry that cannot be read may have deleted a recovery point before it, and
 	// what that references may be gone: only what was committed later is a parent.
 	damaged := int64(-1)
 	for _, rec := range records {
-		if errors.Is(rec.err, ErrFormat) {
-			return nil, fmt.Errorf("begin recovery point: %w", rec.err)
+		if errors.Is(rec.Err, ErrFormat) {
+			return nil, fmt.Errorf("begin recovery point: %w", rec.Err)
 		}
-		if rec.err != nil {
+		if rec.Err != nil {
 			damaged = rec.N
 		}
 	}
@@ -144,7 +141,7 @@ func (w *PointWriter) WriteDisk(ctx context.Context, in DiskInput) (Disk, error)
 	if in.Why != "" {
 		d.Changes += ": " + in.Why
 	}
-	dw := &diskWriter{PointWriter: w, in: in, size: size, usage: blockmap.Usage{}}
+	dw := &diskWriter{PointWriter: w, in: in, size: size}
 	if pd := w.parentDisk(in.ID); pd != nil && !w.opts.Full {
 		t, err := w.m.openTree(*pd)
 		if err != nil {
@@ -160,16 +157,9 @@ func (w *PointWriter) WriteDisk(ctx context.Context, in DiskInput) (Disk, error)
 	if err := dw.run(ctx); err != nil {
 		return Disk{}, fmt.Errorf("write disk %s: %w", in.ID, err)
 	}
-	usage, err := dw.usage.Write(w.maps)
-	if err != nil {
-		return Disk{}, fmt.Errorf("write disk %s: %w", in.ID, err)
-	}
 	root := g.Root(size, dw.tree.Root.Node)
 	d.ContentRoot = hex.EncodeToString(root[:])
 	d.Map = mapRef(dw.tree)
-	for _, p := range usage {
-		d.Usage = append(d.Usage, pageRef(p))
-	}
 	d.Stats = dw.stats
 	d.Stats.Map = w.maps.Bytes() - before
 	for _, u := range dw.unread {
@@ -208,8 +198,8 @@ func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
 		return Point{}, fmt.Errorf("commit: %w", err)
 	}
 	for {
-		e := logEntry{N: w.entry, Kind: entryCommit, Point: w.id, Manifest: digest, Parent: mf.Parent}
-		err := w.r.appendLog(ctx, w.m, e, w.last)
+		e := machinelog.Entry{Kind: machinelog.Commit, Point: w.id, Manifest: digest, Parent: mf.Parent}
+		err := w.m.log.Append(ctx, w.seen, e, *w.r.writer, w.r.clock())
 		if err == nil {
 			break
 		}
@@ -220,11 +210,11 @@ func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
 			return Point{}, fmt.Errorf("commit: %w", err)
 		}
 	}
-	records, err := w.r.readLog(ctx, w.m)
+	records, err := w.m.log.Read(ctx)
 	if err != nil {
 		return Point{}, fmt.Errorf("read back commit: %w", err)
 	}
-	for _, p := range listed(records, w.m.Machine.ID) {
+	for _, p := range points(records, w.m.Machine.ID) {
 		if p.ID == w.id {
 			return p, nil
 		}
@@ -235,20 +225,19 @@ func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
 // recheck looks at entries that others wrote since Begin: only deletions of
 // other recovery points leave everything referenced in its place.
 func (w *PointWriter) recheck(ctx context.Context, parent string) error {
-	records, err := w.r.readLog(ctx, w.m)
+	records, err := w.m.log.Read(ctx)
 	if err != nil {
 		return err
 	}
-	if len(records) == w.seen { // a store that shows no entry where it has one would keep us here
-		return fmt.Errorf("machine log entry %d: %w", w.entry, ErrConflict)
+	if len(records) == len(w.seen) { // a store that shows no entry where it has one would keep us here
+		return fmt.Errorf("machine log entry %d: %w", len(w.seen), ErrConflict)
 	}
-	for _, rec := range records[w.seen:] {
-		if rec.err != nil || rec.Kind != entryDelete || rec.Point == parent {
+	for _, rec := range records[len(w.seen):] {
+		if rec.Err != nil || rec.Kind != machinelog.Delete || rec.Point == parent {
 			return fmt.Errorf("machine log entry %d: %w", rec.N, ErrConflict)
 		}
 	}
-	w.seen = len(records)
-	w.entry, w.last = int64(len(records)), records[len(records)-1].digest
+	w.seen = records
 	return nil
 }
 

@@ -75,7 +75,7 @@ type Disk struct {
 	Size        int64        `json:"size"`
 	ContentRoot string       `json:"content_root"` // hex
 	Map         MapRef       `json:"map"`
-	Usage       []PageRef    `json:"usage,omitempty"`
+	Usage       []PageRef    `json:"usage,omitempty"` // of early versions; not used
 	Unread      []disk.Range `json:"unread,omitempty"`
 	Stats       Stats        `json:"stats"`
 	// Changes is the evidence of the change source: "scan", "cbt", and why.
@@ -134,13 +134,6 @@ type Point struct {
 
 	manifestDigest string
 }
-
-// Entry kinds of the machine log.
-const (
-	entryCommit = "commit"
-	entryDelete = "delete"
-	entryFence  = "fence"
-)
 
 // Sidecar kinds.
 const (

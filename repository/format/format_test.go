@@ -50,10 +50,6 @@ func sampleNode() *Node {
 	return n
 }
 
-func sampleUsage() []Usage {
-	return []Usage{{Segment: name(1, 2), Added: 1, Superseded: 0}, {Segment: name(1, 3), Added: 1 << 20, Superseded: 300}}
-}
-
 func sampleTOC() TOC {
 	return TOC{
 		Disks: []string{"vda", "scsi0:0:1"},
@@ -151,23 +147,6 @@ func TestNodeRoundTrip(t *testing.T) {
 		}
 		got, err := ParseNode(n.Encode(nil), n.Level)
 		if err != nil || !reflect.DeepEqual(got, n) {
-			t.Fatalf("came back as %+v, %v", got, err)
-		}
-	})
-}
-
-func TestUsageRoundTrip(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		us := make([]Usage, rapid.IntRange(0, 2000).Draw(t, "n"))
-		for i := range us {
-			us[i] = Usage{name(int64(i), rapid.Uint32().Draw(t, "random")), rapid.Uint64Range(0, 1<<34).Draw(t, "added"), rapid.Uint64Range(0, 1<<34).Draw(t, "superseded")}
-		}
-		p := EncodeUsage(nil, us)
-		if len(p)+TagSize > MaxMapPage {
-			t.Fatalf("%d bytes do not fit a page", len(p))
-		}
-		got, err := ParseUsage(p)
-		if err != nil || len(got) != len(us) || len(us) > 0 && !reflect.DeepEqual(got, us) {
 			t.Fatalf("came back as %+v, %v", got, err)
 		}
 	})
@@ -366,15 +345,6 @@ func TestNodeDefects(t *testing.T) {
 			t.Errorf("level %d: %v", level, err)
 		}
 	}
-}
-
-func TestUsageDefects(t *testing.T) {
-	runDefects(t, EncodeUsage(nil, sampleUsage()), func(p []byte) error { _, err := ParseUsage(p); return err }, []defect{
-		{"another type", set(0, PageNode), "type"},
-		{"more entries than bytes", set(1, 100), "number"},
-		{"an entry fewer", set(1, 1), "length"},
-		{"trailing byte", grow(0), "length"},
-	})
 }
 
 // Places in sampleTOC's encoding: disks 0, "vda" 4..9, "scsi0:0:1" 9..20, extents 20, first 24, second 72.

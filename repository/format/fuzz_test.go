@@ -55,21 +55,6 @@ func FuzzNode(f *testing.F) {
 	})
 }
 
-func FuzzUsage(f *testing.F) {
-	f.Add(EncodeUsage(nil, sampleUsage()))
-	f.Add(EncodeUsage(nil, nil))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		us, err := ParseUsage(p)
-		if refused(t, err) {
-			return
-		}
-		again, err := ParseUsage(EncodeUsage(nil, us))
-		if err != nil || !reflect.DeepEqual(again, us) {
-			t.Fatalf("%+v came back as %+v, %v", us, again, err)
-		}
-	})
-}
-
 func FuzzTOC(f *testing.F) {
 	f.Add(sampleTOC().Encode(), int64(sampleTOCEnd))
 	f.Add(TOC{}.Encode(), int64(0))

@@ -30,7 +30,7 @@ func TestGolden(t *testing.T) {
 	join := g.Join32(&row)
 	hash := func(d Digest) []byte { return d[:] }
 	for name, p := range map[string][]byte{
-		"leaf": sampleLeaf().Encode(nil), "node": sampleNode().Encode(nil), "usage": EncodeUsage(nil, sampleUsage()),
+		"leaf": sampleLeaf().Encode(nil), "node": sampleNode().Encode(nil),
 		"toc": sampleTOC().Encode(), "segment-header": segment, "segment-header-unsealed": plain,
 		"map-header":      MapHeader{ID: digest(7), Machine: tag(8)}.Encode(),
 		"segment-trailer": SegmentTrailer(2<<20, 123, []uint32{1, 0xffffffff}), "map-trailer": MapTrailer(1<<20+1, []uint32{1, 0xffffffff}),

@@ -8,11 +8,11 @@ import (
 
 func crcUpdate(c uint32, p []byte) uint32 { return crc32.Update(c, Castagnoli, p) }
 
-// Page types; also the associated data of a map page.
+// Page types; also the associated data of a map page. Early versions wrote
+// pages of type 3, which nothing reads.
 const (
-	PageLeaf  = 1
-	PageNode  = 2
-	PageUsage = 3
+	PageLeaf = 1
+	PageNode = 2
 )
 
 // Extent is a stored run of pages of one block.
@@ -303,44 +303,4 @@ func ParseNode(p []byte, level int) (*Node, error) {
 		return bad("length")
 	}
 	return n, nil
-}
-
-// Usage says how many pages of a segment a recovery point added to and took
-// from what its disk's map refers to, against the parent's.
-type Usage struct {
-	Segment           Name
-	Added, Superseded uint64 // pages
-}
-
-// EncodeUsage gives one usage page; a page holds at most MaxUsage entries.
-func EncodeUsage(p []byte, us []Usage) []byte {
-	p = append(p, PageUsage)
-	p = binary.AppendUvarint(p, uint64(len(us)))
-	for _, u := range us {
-		p = append(p, u.Segment[:]...)
-		p = binary.AppendUvarint(p, u.Added)
-		p = binary.AppendUvarint(p, u.Superseded)
-	}
-	return p
-}
-
-// ParseUsage reads a usage page.
-func ParseUsage(p []byte) ([]Usage, error) {
-	r := &reader{p: p}
-	if r.u8() != PageUsage {
-		return nil, fmt.Errorf("map usage: type: %w", ErrCorrupt)
-	}
-	n := r.uvarint()
-	if n > uint64(len(p))/10 {
-		return nil, fmt.Errorf("map usage: number: %w", ErrCorrupt)
-	}
-	us := make([]Usage, n)
-	for i := range us {
-		copy(us[i].Segment[:], r.take(8))
-		us[i].Added, us[i].Superseded = r.uvarint(), r.uvarint()
-	}
-	if r.bad || len(r.p) != 0 {
-		return nil, fmt.Errorf("map usage: length: %w", ErrCorrupt)
-	}
-	return us, nil
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
-	"sort"
 
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
@@ -216,41 +215,4 @@ func (b *Builder) Leaf(l *format.Leaf, digest format.Digest) (format.Ref, error)
 	b.buf = l.Encode(b.buf[:0])
 	p, err := b.w.page(format.PageLeaf, b.buf)
 	return format.Ref{Node: digest, Object: p.Object, Offset: p.Offset, Length: p.Length}, err
-}
-
-// Usage counts pages by segment; it is written behind the map.
-type Usage map[format.Name]*format.Usage
-
-// Of is the count of one segment.
-func (u Usage) Of(n format.Name) *format.Usage {
-	e := u[n]
-	if e == nil {
-		e = &format.Usage{Segment: n}
-		u[n] = e
-	}
-	return e
-}
-
-// Write writes the usage pages.
-func (u Usage) Write(w *Writer) ([]Placed, error) {
-	if len(u) == 0 {
-		return nil, nil
-	}
-	all := make([]format.Usage, 0, len(u))
-	for _, e := range u {
-		all = append(all, *e)
-	}
-	sort.Slice(all, func(i, j int) bool { return string(all[i].Segment[:]) < string(all[j].Segment[:]) })
-	const perPage = 2000 // at most 8+5+5 bytes each
-	var refs []Placed
-	for len(all) > 0 {
-		n := min(perPage, len(all))
-		p, err := w.page(format.PageUsage, format.EncodeUsage(nil, all[:n]))
-		if err != nil {
-			return nil, err
-		}
-		refs = append(refs, p)
-		all = all[n:]
-	}
-	return refs, nil
 }
