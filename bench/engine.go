@@ -8,12 +8,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
+	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/restore"
 	"github.com/lockstep-backup/lockstep/source"
 	sourceimage "github.com/lockstep-backup/lockstep/source/image"
+	"github.com/lockstep-backup/lockstep/store"
 	"github.com/lockstep-backup/lockstep/store/localdir"
 	"github.com/lockstep-backup/lockstep/target"
 	targetimage "github.com/lockstep-backup/lockstep/target/image"
@@ -21,7 +25,8 @@ import (
 )
 
 // engine runs one operation in a process of its own, so that its CPU and
-// memory can be told: backup REPO IMAGE, restore REPO FILE, verify REPO.
+// memory can be told: backup REPO IMAGE [CHANGED-RANGES], restore REPO FILE
+// [NUMBER-OF-POINT], verify REPO.
 func engine(ctx context.Context, args []string) error {
 	if len(args) < 2 {
 		return errors.New("engine: an operation and a repository are needed")
@@ -33,13 +38,25 @@ func engine(ctx context.Context, args []string) error {
 	defer r.Close()
 	switch {
 	case args[0] == "backup" && len(args) == 3:
-		return backup(ctx, r, machine, args[2])
-	case args[0] == "restore" && len(args) == 3:
+		return backup(ctx, r, machine, args[2], nil)
+	case args[0] == "backup" && len(args) == 4:
+		list, err := os.ReadFile(args[3])
+		if err != nil {
+			return err
+		}
+		return backup(ctx, r, machine, args[2], list)
+	case args[0] == "restore" && len(args) >= 3:
 		ps, err := r.Points(ctx, machine)
 		if err != nil {
 			return err
 		}
-		m, err := r.Manifest(ctx, ps[len(ps)-1])
+		n := len(ps) - 1
+		if len(args) == 4 {
+			if n, err = strconv.Atoi(args[3]); err != nil || n < 0 || n >= len(ps) {
+				return fmt.Errorf("recovery point %s of %d: %w", args[3], len(ps), err)
+			}
+		}
+		m, err := r.Manifest(ctx, ps[n])
 		if err != nil {
 			return err
 		}
@@ -60,7 +77,16 @@ func engine(ctx context.Context, args []string) error {
 	return fmt.Errorf("engine: %q is not known", args)
 }
 
-func backup(ctx context.Context, r *repository.Repository, machine, image string) error {
+// backup makes a recovery point; list names the changed ranges, nil = read all.
+func backup(ctx context.Context, r *repository.Repository, machine, image string, list []byte) error {
+	in := repository.DiskInput{ID: "vda", Unreadable: source.IsUnreadable, Known: list != nil, Why: "bench"}
+	for text := range strings.Lines(string(list)) {
+		var g disk.Range
+		if _, err := fmt.Sscan(text, &g.Offset, &g.Length); err != nil {
+			return fmt.Errorf("list of changed ranges: %w", err)
+		}
+		in.Changed = append(in.Changed, g)
+	}
 	s, err := sourceimage.Opener{}.Open(ctx, image, source.Options{})
 	if err != nil {
 		return err
@@ -70,7 +96,8 @@ func backup(ctx context.Context, r *repository.Repository, machine, image string
 	if err != nil {
 		return err
 	}
-	d, err := w.WriteDisk(ctx, repository.DiskInput{ID: "vda", Source: s, Unreadable: source.IsUnreadable})
+	in.Source = s
+	d, err := w.WriteDisk(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -80,6 +107,11 @@ func backup(ctx context.Context, r *repository.Repository, machine, image string
 
 // openRepository opens the repository, or makes a sealed one with keys beside it.
 func openRepository(ctx context.Context, dir string) (*repository.Repository, string, error) {
+	return openRepositoryOn(ctx, dir, func(s *localdir.Store) store.Store { return s })
+}
+
+// openRepositoryOn lets the store be wrapped.
+func openRepositoryOn(ctx context.Context, dir string, wrap func(*localdir.Store) store.Store) (*repository.Repository, string, error) {
 	keys := dir + ".keys"
 	identity, writerFile := filepath.Join(keys, "identity"), filepath.Join(keys, "writer")
 	_, err := os.Stat(filepath.Join(dir, "config"))
@@ -101,7 +133,7 @@ func openRepository(ctx context.Context, dir string) (*repository.Repository, st
 	if err != nil {
 		return nil, "", err
 	}
-	r, err := repository.Open(ctx, st, repository.OpenOptions{Unlock: repository.Unlocker{Identities: envelope.NewSecret(id)}, Writer: &writer})
+	r, err := repository.Open(ctx, wrap(st), repository.OpenOptions{Unlock: repository.Unlocker{Identities: envelope.NewSecret(id)}, Writer: &writer})
 	if err != nil {
 		return nil, "", err
 	}
