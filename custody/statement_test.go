@@ -381,10 +381,12 @@ func FuzzStatements(f *testing.F) {
 	f.Add(append(c, "\nage-encryption.org/v1\n"...))
 	f.Add([]byte(`{"format":1,"size":9,"ranges":[{"offset":9223372036854775807,"length":9}],"recipients":["age1"]}` + "\nx"))
 	f.Add([]byte(`{"format":1,"reason":"x","time":"2026-01-02T03:04:05Z"}`))
+	m, _ := json.Marshal(goodMark())
+	f.Add(m)
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		for _, typ := range []string{ProofType, KeyPackageType, HeaderPackageType, DeclarationType} {
+		for _, typ := range []string{ProofType, KeyPackageType, HeaderPackageType, DeclarationType, MarkType} {
 			k := prover
-			if typ == DeclarationType {
+			if typ == DeclarationType || typ == MarkType {
 				k = custodian
 			}
 			signed, err := envelope.Sign(typ, payload, k)
@@ -396,6 +398,9 @@ func FuzzStatements(f *testing.F) {
 				t.Error("accepted what Check refuses")
 			}
 			_, _ = VerifyDeclaration(signed, tr, repoID, machineID)
+			if m, err := VerifyMark(signed, tr, repoID, machineID); err == nil && m.Check() != nil {
+				t.Error("accepted what Check refuses")
+			}
 			_, _ = OpenKeyPackage(signed, id, tr)
 			_, _ = OpenHeaderPackage(signed, id, tr)
 		}
