@@ -31,6 +31,8 @@ const lattice = `
 	NONE < disk, envelope, store, retention, api, audit, nbd;
 	NONE < job;
 	NONE < repository/format;
+	NONE < store/remote;
+	store/remote < store;
 
 	# engines and ports; a secret in a signature is an envelope.Secret
 	disk < blockstack;
@@ -96,7 +98,8 @@ var imports = []struct {
 	{"github.com/rogpeppe/go-internal", []string{"tests"}, "test scripts of the commands"},
 	{"pgregory.net/rapid", []string{"tests"}, "properties in tests"},
 
-	{"net/http", []string{"api", "server", "cmd"}, "one contract, one client, one server"},
+	{"net/http", []string{"api", "server", "cmd", "store/remote", "store/s3", "store/azureblob", "store/gcs"}, "one contract, one client, one server; stores that speak HTTP"},
+	{"github.com/minio/minio-go/v7", []string{"store/s3"}, "a provider's SDK appears in its adapter only"},
 	{"database/sql", []string{"catalog/sqlite"}, "SQL appears in the catalog's adapters only"},
 	{"os/exec", []string{"custody/prover", "bench", "cmd", "tests"}, "the prover is the one process we start"},
 	{"math/rand", []string{"tests", "bench"}, "what is random here is secret or unique: crypto/rand"},
