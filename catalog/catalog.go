@@ -75,6 +75,7 @@ type Catalog struct {
 	Declarations Declarations
 	Marks        Marks
 	Policies     Policies
+	Readings     Readings
 	Jobs         Jobs
 	Meta         Meta
 	Maintenance  Maintenance
@@ -92,8 +93,8 @@ type Maintenance interface {
 	// Rebuild forgets machines, recovery points, proofs, attempts, packages,
 	// declarations and marks, calls fill with a catalog on the same transaction,
 	// and commits if fill returns nil; otherwise all stays as it was.
-	// Repositories, policies, jobs and meta values stay in any case. Writers wait meanwhile: read from
-	// the repository first, then call Rebuild.
+	// Repositories, policies, readings, jobs and meta values stay in any case.
+	// Writers wait meanwhile: read from the repository first, then call Rebuild.
 	Rebuild(ctx context.Context, fill func(*Catalog) error) error
 	// Check reads the whole catalog; ErrDamaged where it is not sound.
 	Check(ctx context.Context) error

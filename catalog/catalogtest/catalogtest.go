@@ -40,6 +40,7 @@ func Run(t *testing.T, newCatalog func(tb testing.TB) Open) {
 		{"declarations", testDeclarations},
 		{"marks", testMarks},
 		{"policies", testPolicies},
+		{"readings", testReadings},
 		{"jobs", testJobs},
 		{"meta", testMeta},
 		{"rebuild", testRebuild},
@@ -490,6 +491,39 @@ func testPolicies(t *testing.T, open Open) {
 	doc, err = c.Policies.Get(ctx, "m1")
 	ok(t, err)
 	same(t, doc == nil, true)
+}
+
+func testReadings(t *testing.T, open Open) {
+	ctx, c := handle(t, open)
+	_, err := c.Readings.Oldest(ctx, "r1")
+	is(t, err, catalog.ErrNotFound)
+	ok(t, c.Readings.Put(ctx, "r1", nil))
+	ok(t, c.Readings.Put(ctx, "r2", []catalog.Reading{{Key: "seg/a", Since: at(0)}}))
+	ok(t, c.Readings.Put(ctx, "r1", []catalog.Reading{
+		{Key: "seg/c", Since: at(2)}, {Key: "seg/b", Since: at(2), Never: true}, {Key: "seg/a", Since: at(2)}, {Key: "config", Since: at(3), Never: true},
+	}))
+	keys := func() (all []string) {
+		list, err := c.Readings.List(ctx, "r1")
+		ok(t, err)
+		for _, r := range list {
+			all = append(all, r.Key)
+		}
+		return all
+	}
+	same(t, keys(), []string{"seg/b", "seg/a", "seg/c", "config"})
+	first, err := c.Readings.Oldest(ctx, "r1")
+	ok(t, err)
+	same(t, first, catalog.Reading{Key: "seg/b", Since: at(2), Never: true})
+	// Read again, it is the last in the row.
+	ok(t, c.Readings.Put(ctx, "r1", []catalog.Reading{{Key: "seg/b", Since: at(5)}}))
+	same(t, keys(), []string{"seg/a", "seg/c", "config", "seg/b"})
+	ok(t, c.Readings.Forget(ctx, "r1", []string{"seg/a", "seg/b", "not there"}))
+	same(t, keys(), []string{"seg/c", "config"})
+	ok(t, c.Maintenance.Rebuild(ctx, func(*catalog.Catalog) error { return nil }))
+	same(t, keys(), []string{"seg/c", "config"})
+	list, err := c.Readings.List(ctx, "r2")
+	ok(t, err)
+	same(t, list, []catalog.Reading{{Key: "seg/a", Since: at(0)}})
 }
 
 func testJobs(t *testing.T, open Open) {

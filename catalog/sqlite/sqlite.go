@@ -152,6 +152,7 @@ func (s *shared) catalog(q querier) *catalog.Catalog {
 		Declarations: declarations{x},
 		Marks:        marks{x},
 		Policies:     policies{x},
+		Readings:     readings{x},
 		Jobs:         jobs{x},
 		Meta:         meta{x},
 		Maintenance:  maintenance{x},
