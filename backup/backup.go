@@ -263,7 +263,7 @@ func inspect(ctx context.Context, d Deps, req Request, w *repository.PointWriter
 		if v.Detached && header != nil {
 			src, size = header.R, header.Size
 		}
-		id, err := d.Repository.PutHeader(ctx, req.Machine.ID, ranges, size, src)
+		id, err := w.PutHeader(ctx, ranges, size, src)
 		if err != nil {
 			return fmt.Errorf("copy header of %s: %w", v.ID, err)
 		}

@@ -165,7 +165,7 @@ func (l *life) backup(r *repository.Repository, v int) error {
 		w.Abort()
 		return err
 	}
-	hid, err := r.PutHeader(ctx, l.mid, []disk.Range{{Offset: 65536, Length: 512}}, 1<<20, rd)
+	hid, err := w.PutHeader(ctx, []disk.Range{{Offset: 65536, Length: 512}}, 1<<20, rd)
 	if err != nil {
 		w.Abort()
 		return err

@@ -32,6 +32,8 @@ type diskWriter struct {
 	parent *blockmap.Tree
 	tree   *blockmap.Builder
 	outer  context.Context // of the whole write: segments outlive the pipeline that fills them
+	// changes are the ranges that may differ from the parent, where the change source is trusted.
+	changes disk.Ranges
 
 	mu     sync.Mutex
 	free   []*segment.Writer // open segments that nobody writes to now
@@ -58,6 +60,7 @@ type unitItem struct {
 
 func (w *diskWriter) run(ctx context.Context) error {
 	w.outer = ctx
+	w.changes = w.changed()
 	group, ctx := errgroup.WithContext(ctx)
 	n := workersFor(w.size)
 	work := make(chan unitItem, n)
@@ -111,7 +114,6 @@ func (w *diskWriter) dispatch(ctx context.Context, work, ordered chan<- unitItem
 	leaves := format.LeafCount(w.size)
 	data := disk.Range{} // the range of data at or behind the current unit
 	more := w.size > 0
-	changed := w.changed()
 	send := func(ch chan<- unitItem, item unitItem) error {
 		select {
 		case ch <- item:
@@ -149,7 +151,7 @@ func (w *diskWriter) dispatch(ctx context.Context, work, ordered chan<- unitItem
 		if err := send(ordered, item); err != nil {
 			return err
 		}
-		if w.in.Known && w.parent != nil && !overlaps(changed, start, start+format.LeafSize) {
+		if w.known() && !overlaps(w.changes, start, start+format.LeafSize) {
 			ref, known, err := w.parent.Ref(ctx, 0, i)
 			if err == nil && known {
 				item.done <- unitResult{same: true, ref: ref}
@@ -273,7 +275,7 @@ func (w *diskWriter) takeSegment(pages int) (*segment.Writer, error) {
 	if s != nil {
 		return s, nil
 	}
-	return segment.Create(w.outer, w.r.st, w.m.Keys, w.r.cfg.Sealing == SealingAESGCM, w.entry, []string{w.in.ID})
+	return segment.Create(w.outer, w.r.st, w.m.Keys, w.r.cfg.Sealing == SealingAESGCM, w.birth, []string{w.in.ID})
 }
 
 func (w *diskWriter) giveSegment(s *segment.Writer) {
@@ -327,16 +329,47 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 	}
 	start := index * format.LeafSize
 	n := min(format.LeafSize, u.size-start)
-	unread, err := badrange.Read(u.diskWriter.in.Source, u.in[:n], start, u.diskWriter.in.Unreadable, u.opts.Unread)
-	if err != nil {
-		res.err = err
+	var parent format.Ref
+	if u.parent != nil {
+		var err error
+		if parent, _, err = u.parent.Ref(ctx, 0, index); err != nil {
+			if res.err = ctx.Err(); res.err != nil {
+				return res
+			}
+			parent = format.Ref{}
+			u.r.log.Error("parent's map is damaged here, the unit is stored anew", "disk", u.diskID(), "unit", index, "error", err)
+		}
+	}
+	old := new(format.Leaf)
+	loaded := parent.Zero()
+	load := func() {
+		l, err := u.m.maps.Leaf(ctx, parent)
+		if loaded = err == nil; loaded {
+			old = l
+		} else if ctx.Err() == nil {
+			u.r.log.Error("parent's map is damaged here, the unit is stored anew", "disk", u.diskID(), "unit", index, "error", err)
+		}
+	}
+	look := ^uint32(0) // blocks to be read: where the change source is trusted, those it names
+	if u.known() {
+		if !loaded {
+			load()
+		}
+		if loaded {
+			look = u.named(start)
+		}
+	}
+	var unread [format.LeafBlocks]uint16
+	var count Stats
+	if count.Read, res.err = u.readBlocks(start, n, look, &unread); res.err != nil {
 		return res
 	}
-	clear(u.in[n:])
 	var digests, nodes [format.LeafBlocks]format.Digest
 	for b := range digests {
 		p := u.in[b*format.BlockSize : (b+1)*format.BlockSize]
 		switch {
+		case look&(1<<b) == 0:
+			digests[b] = old[b].Digest
 		case unread[b] != 0:
 			digests[b] = u.g.UnreadBlock(p, unread[b])
 			res.unread = append(res.unread, badrange.Ranges(start+int64(b)*format.BlockSize, unread[b], u.size)...)
@@ -346,18 +379,6 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 	}
 	nodes = digests
 	res.digest = u.g.Join32(&nodes)
-
-	var parent format.Ref
-	if u.parent != nil {
-		if parent, _, err = u.parent.Ref(ctx, 0, index); err != nil {
-			if res.err = ctx.Err(); res.err != nil {
-				return res
-			}
-			parent = format.Ref{}
-			u.r.log.Error("parent's map is damaged here, the unit is stored anew", "disk", u.diskID(), "unit", index, "error", err)
-		}
-	}
-	count := Stats{Read: n}
 	if parent.Node == res.digest {
 		res.same, res.ref = true, parent
 		u.mu.Lock()
@@ -365,13 +386,11 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 		u.mu.Unlock()
 		return res
 	}
-	old, err := u.m.maps.Leaf(ctx, parent)
-	if err != nil {
+	if !loaded {
+		load()
 		if res.err = ctx.Err(); res.err != nil {
 			return res
 		}
-		u.r.log.Error("parent's map is damaged here, the unit is stored anew", "disk", u.diskID(), "unit", index, "error", err)
-		old = new(format.Leaf)
 	}
 	leaf := new(format.Leaf)
 	u.plan = u.plan[:0]
@@ -393,6 +412,45 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 		res.leaf = leaf
 	}
 	return res
+}
+
+// known says whether blocks that the change source does not name are the parent's.
+func (w *diskWriter) known() bool { return w.in.Known && w.parent != nil }
+
+// named are the blocks of the unit at start that the change source names.
+func (u *unitWorker) named(start int64) (mask uint32) {
+	for b := range int64(format.LeafBlocks) {
+		if overlaps(u.changes, start+b*format.BlockSize, start+(b+1)*format.BlockSize) {
+			mask |= 1 << b
+		}
+	}
+	return mask
+}
+
+// readBlocks reads the blocks of mask of the unit at start, of which the disk
+// has n bytes, each run of blocks at once, and clears what lies behind the disk.
+func (u *unitWorker) readBlocks(start, n int64, mask uint32, unread *[format.LeafBlocks]uint16) (read int64, err error) {
+	clear(u.in[n:])
+	for b := 0; b < format.LeafBlocks; b++ {
+		if mask&(1<<b) == 0 {
+			continue
+		}
+		first := b
+		for b+1 < format.LeafBlocks && mask&(1<<(b+1)) != 0 {
+			b++
+		}
+		from, to := int64(first)*format.BlockSize, min(int64(b+1)*format.BlockSize, n)
+		if from >= to {
+			break
+		}
+		bad, err := badrange.Read(u.diskWriter.in.Source, u.in[from:to], start+from, u.diskWriter.in.Unreadable, u.opts.Unread)
+		if err != nil {
+			return read, err
+		}
+		copy(unread[first:b+1], bad[:])
+		read += to - from
+	}
+	return read, nil
 }
 
 func (u *unitWorker) diskID() string { return u.diskWriter.in.ID }

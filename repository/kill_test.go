@@ -160,7 +160,7 @@ func victim() error {
 		if err != nil {
 			return err
 		}
-		hid, err := r.PutHeader(ctx, mid, []disk.Range{{Offset: 0, Length: 512}, {Offset: int64(gen%80) * 4096, Length: 16}}, 1<<20, rd)
+		hid, err := w.PutHeader(ctx, []disk.Range{{Offset: 0, Length: 512}, {Offset: int64(gen%80) * 4096, Length: 16}}, 1<<20, rd)
 		if err != nil {
 			return err
 		}

@@ -303,7 +303,7 @@ func backupDisks(r *repository.Repository, mid string, disks []namedDisk) (p rep
 		return p, "", err
 	}
 	defer rd.Close()
-	hid, err = r.PutHeader(ctx, mid, []disk.Range{{Offset: 0, Length: 512}, {Offset: 1024, Length: 100}}, headerSize, rd)
+	hid, err = w.PutHeader(ctx, []disk.Range{{Offset: 0, Length: 512}, {Offset: 1024, Length: 100}}, headerSize, rd)
 	if err != nil {
 		return p, "", err
 	}

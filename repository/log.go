@@ -22,7 +22,7 @@ func points(records []machinelog.Record, mid string) []Point {
 	for _, rec := range machinelog.Listed(records) {
 		ps = append(ps, Point{
 			ID: rec.Point, Machine: mid, Sequence: rec.N, Parent: rec.Parent,
-			Time: rec.Time, Writer: string(rec.Writer), manifestDigest: rec.Manifest,
+			Time: rec.Time, Writer: string(rec.Writer), Birth: rec.Birth(), Origin: rec.Origin, manifestDigest: rec.Manifest,
 		})
 	}
 	return ps
@@ -83,7 +83,11 @@ func (r *Repository) Manifest(ctx context.Context, p Point) (*Manifest, error) {
 	if mf.Format != 1 {
 		return nil, fmt.Errorf("read manifest %s: %w: version %d", p.ID, ErrFormat, mf.Format)
 	}
-	if mf.Machine != p.Machine || mf.Point != p.ID || mf.Repository != r.cfg.ID || len(mf.Disks) > 4096 {
+	home := r.cfg.ID
+	if p.Origin != "" {
+		home = p.Origin
+	}
+	if mf.Machine != p.Machine || mf.Point != p.ID || mf.Repository != home || len(mf.Disks) > 4096 {
 		return nil, damaged(fmt.Errorf("it describes another recovery point: %w", format.ErrCorrupt))
 	}
 	return &mf, nil

@@ -2,17 +2,14 @@ package repository
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"regexp"
 	"sort"
 	"strings"
 	"time"
 
-	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
@@ -171,53 +168,6 @@ func (r *Repository) parseMachine(raw []byte, key, mid string) (*machine, error)
 
 // Header is a stored copy of a volume's encryption header.
 type Header = headercopy.Header
-
-// PutHeader stores two copies of the given ranges of a header whose file form
-// has size bytes; an equal header is stored once. At most 64 MiB.
-func (r *Repository) PutHeader(ctx context.Context, mid string, ranges []disk.Range, size int64, src io.ReaderAt) (string, error) {
-	m, err := r.machine(ctx, mid)
-	if err != nil {
-		return "", err
-	}
-	var total int64
-	for _, g := range ranges {
-		if g.Offset < 0 || g.Length < 0 || g.Offset > size-g.Length {
-			return "", fmt.Errorf("store header: range %d+%d lies outside", g.Offset, g.Length)
-		}
-		total += g.Length
-	}
-	if total > 32<<20 || len(ranges) > 10000 {
-		return "", fmt.Errorf("store header: %d bytes in %d ranges are too many", total, len(ranges))
-	}
-	body := headercopy.Body(ranges, size, total)
-	for _, g := range ranges {
-		at := len(body)
-		body = append(body, make([]byte, g.Length)...)
-		if _, err := src.ReadAt(body[at:], g.Offset); err != nil && !errors.Is(err, io.EOF) {
-			return "", fmt.Errorf("store header: %w", err)
-		}
-	}
-	g := m.Digester()
-	d := g.Keyed([]byte("header"), body)
-	m.Release(g)
-	hid := hex.EncodeToString(d[:16])
-	for _, key := range format.HeaderKeys(mid, hid) {
-		_, err := smallobject.Put(ctx, r.st, key, format.KindHeader, m.Header, body)
-		if errors.Is(err, store.ErrExist) {
-			// It must be what we mean: a copy that rotted would be trusted for years otherwise.
-			old, rerr := smallobject.Get(ctx, r.st, key, format.KindHeader, m.Header)
-			if rerr == nil && string(old) == string(body) {
-				continue
-			}
-			r.log.Warn("stored header copy is damaged", "object", key, "error", rerr)
-			continue // the other copy, and the extents, still hold it; verify reports this one
-		}
-		if err != nil {
-			return "", err
-		}
-	}
-	return hid, nil
-}
 
 // Header reads a header copy, the second where the first is damaged or gone.
 func (r *Repository) Header(ctx context.Context, mid, hid string) (*Header, error) {

@@ -31,7 +31,7 @@ type PointWriter struct {
 	r      *Repository
 	m      *machine
 	opts   BeginOptions
-	entry  int64 // log entry to commit as
+	birth  int64 // in the names of all that is stored
 	seen   []machinelog.Record
 	parent *Manifest
 	maps   *blockmap.Writer
@@ -52,11 +52,11 @@ func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*Po
 	if err != nil {
 		return nil, err
 	}
-	w := &PointWriter{r: r, m: m, opts: o, entry: int64(len(records)), seen: records, id: o.PointID}
+	w := &PointWriter{r: r, m: m, opts: o, birth: machinelog.NextBirth(records), seen: records, id: o.PointID}
 	if w.id == "" {
 		w.id = newID()
 	}
-	if w.entry >= 1<<32 {
+	if w.birth >= 1<<32 || len(records) >= 1<<32 {
 		return nil, fmt.Errorf("begin recovery point: machine log is full")
 	}
 	points := points(records, mid)
@@ -81,8 +81,15 @@ func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*Po
 			r.log.Error("recovery point cannot serve as parent", "point", points[i].ID, "error", err)
 		}
 	}
-	w.maps = blockmap.NewWriter(ctx, r.st, m.Keys, w.entry)
-	if w.resume, err = resume.Find(ctx, r.st, m.Keys, w.entry, r.log); err != nil {
+	w.maps = blockmap.NewWriter(ctx, r.st, m.Keys, w.birth)
+	// What attempts left that nobody committed and no fence gave away.
+	free := machinelog.LastBirth(records)
+	for _, rec := range records {
+		if rec.Leftovers != nil {
+			free = max(free, *rec.Leftovers)
+		}
+	}
+	if w.resume, err = resume.Find(ctx, r.st, m.Keys, free+1, w.birth, r.log); err != nil {
 		return nil, err
 	}
 	return w, nil
@@ -192,13 +199,14 @@ func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
 	if w.parent != nil {
 		mf.Parent = w.parent.Point
 	}
-	mf.Written = w.r.clock()
+	mf.Written, mf.Birth = w.r.clock(), &w.birth
 	digest, err := w.r.putManifest(ctx, w.m, mf)
 	if err != nil {
 		return Point{}, fmt.Errorf("commit: %w", err)
 	}
 	for {
-		e := machinelog.Entry{Kind: machinelog.Commit, Point: w.id, Manifest: digest, Parent: mf.Parent}
+		e := machinelog.Entry{N: int64(len(w.seen)), Kind: machinelog.Commit, Point: w.id, Manifest: digest, Parent: mf.Parent}
+		e.SetBirth(w.birth)
 		err := w.m.log.Append(ctx, w.seen, e, *w.r.writer, w.r.clock())
 		if err == nil {
 			break
@@ -222,8 +230,9 @@ func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
 	return Point{}, fmt.Errorf("read back commit: %w", ErrConflict)
 }
 
-// recheck looks at entries that others wrote since Begin: only deletions of
-// other recovery points leave everything referenced in its place.
+// recheck looks at entries that others wrote since Begin: deletions of other
+// recovery points, and fences before this writer's birth, leave everything
+// referenced in its place.
 func (w *PointWriter) recheck(ctx context.Context, parent string) error {
 	records, err := w.m.log.Read(ctx)
 	if err != nil {
@@ -233,7 +242,9 @@ func (w *PointWriter) recheck(ctx context.Context, parent string) error {
 		return fmt.Errorf("machine log entry %d: %w", len(w.seen), ErrConflict)
 	}
 	for _, rec := range records[len(w.seen):] {
-		if rec.Err != nil || rec.Kind != machinelog.Delete || rec.Point == parent {
+		harmless := rec.Err == nil && (rec.Kind == machinelog.Delete && rec.Point != parent ||
+			rec.Kind == machinelog.Fence && rec.Leftovers != nil && *rec.Leftovers < w.birth)
+		if !harmless {
 			return fmt.Errorf("machine log entry %d: %w", rec.N, ErrConflict)
 		}
 	}

@@ -58,6 +58,7 @@ type Manifest struct {
 	Parent      string    `json:"parent,omitempty"`
 	Time        time.Time `json:"time"`    // when the source's point in time was opened
 	Written     time.Time `json:"written"` // when the manifest was made
+	Birth       *int64    `json:"birth,omitempty"` // in the names of what was stored for it; early versions: nil
 
 	Consistency string          `json:"consistency"`
 	Description string          `json:"description,omitempty"`
@@ -131,6 +132,8 @@ type Point struct {
 	Parent   string
 	Time     time.Time // of the log entry
 	Writer   string    // key id
+	Birth    int64     // in the names of what was stored for it
+	Origin   string    // of a copy: id of the repository it was written to first
 
 	manifestDigest string
 }

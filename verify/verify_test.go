@@ -121,7 +121,7 @@ func (w *two) backup(t *testing.T, machine int, disks ...[]byte) repository.Poin
 		}
 		mf.Disks = append(mf.Disks, d)
 	}
-	if w.header, err = w.repo.PutHeader(ctx, mid, []disk.Range{{Offset: 0, Length: 512}}, 4096, memDisk(disks[0])); err != nil {
+	if w.header, err = pw.PutHeader(ctx, []disk.Range{{Offset: 0, Length: 512}}, 4096, memDisk(disks[0])); err != nil {
 		t.Fatal(err)
 	}
 	mf.Disks[0].Headers = []repository.HeaderRef{{Volume: "vda/whole", ID: w.header}}

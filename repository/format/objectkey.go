@@ -55,9 +55,9 @@ func SegmentPrefix(mid string) string { return "seg/" + mid + "/" }
 // SegmentKey is where a segment lies.
 func SegmentKey(mid string, n Name) string { return SegmentPrefix(mid) + n.path() }
 
-// AttemptPrefix is the folder of the segments written to commit a log entry.
-func AttemptPrefix(mid string, entry int64) string {
-	return SegmentPrefix(mid) + NewName(entry, 0).String()[:8] + "/"
+// BirthPrefix is the folder of a machine's segments of one birth.
+func BirthPrefix(mid string, birth int64) string {
+	return SegmentPrefix(mid) + NewName(birth, 0).String()[:8] + "/"
 }
 
 // MapKey is where a map object lies.
@@ -85,20 +85,19 @@ func ValidID(s string) bool {
 	return strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// Name is the name of a segment or map object: the log entry its writer wants
-// to commit, and 32 random bits.
+// Name is the name of a segment or map object: its writer's birth and 32 random bits.
 type Name [8]byte
 
-// NewName makes a name from the log entry number and random bits.
-func NewName(entry int64, random uint32) Name {
+// NewName makes a name from a birth and random bits.
+func NewName(birth int64, random uint32) Name {
 	var n Name
-	binary.BigEndian.PutUint32(n[:4], uint32(entry))
+	binary.BigEndian.PutUint32(n[:4], uint32(birth))
 	binary.BigEndian.PutUint32(n[4:], random)
 	return n
 }
 
-// Entry is the number of the log entry the name was made for.
-func (n Name) Entry() int64 { return int64(binary.BigEndian.Uint32(n[:4])) }
+// Birth is the birth of the writer that made the name.
+func (n Name) Birth() int64 { return int64(binary.BigEndian.Uint32(n[:4])) }
 
 func (n Name) String() string { return hex.EncodeToString(n[:]) }
 

@@ -172,7 +172,7 @@ func (f *fixture) backup(t *testing.T, m memory) (repository.Point, *repository.
 	for _, r := range v.HeaderRanges {
 		size = max(size, r.End())
 	}
-	id, err := f.repository.PutHeader(ctx, f.machine.ID, v.HeaderEssential, size, io.NewSectionReader(m, v.Range.Offset, v.Range.Length))
+	id, err := w.PutHeader(ctx, v.HeaderEssential, size, io.NewSectionReader(m, v.Range.Offset, v.Range.Length))
 	check(t, err)
 	d.Headers = []repository.HeaderRef{{Volume: "p2", ID: id}}
 	d.Inspection, err = json.Marshal(report)
@@ -606,7 +606,7 @@ func TestDetachedHeader(t *testing.T) {
 	})
 	check(t, err)
 	v := report.Volumes[0]
-	id, err := f.repository.PutHeader(ctx, f.machine.ID, v.HeaderEssential, header.Size(), header)
+	id, err := w.PutHeader(ctx, v.HeaderEssential, header.Size(), header)
 	check(t, err)
 	d.Headers = []repository.HeaderRef{{Volume: v.ID, ID: id}}
 	d.Inspection, err = json.Marshal(report)

@@ -17,7 +17,7 @@ import (
 type Writer struct {
 	st    store.Store
 	m     *machinekey.Keys
-	entry int64
+	birth int64
 	ctx   context.Context // of the whole recovery point
 
 	w      store.Writer
@@ -39,7 +39,7 @@ func (w *Writer) start() error {
 	var random [4]byte
 	_, _ = rand.Read(h.ID[:])
 	_, _ = rand.Read(random[:])
-	w.name = format.NewName(w.entry, binary.LittleEndian.Uint32(random[:]))
+	w.name = format.NewName(w.birth, binary.LittleEndian.Uint32(random[:]))
 	var err error
 	if w.aead, err = w.m.MapPages(h.ID); err != nil {
 		return err
@@ -125,9 +125,9 @@ type Placed struct {
 	Length uint32
 }
 
-// NewWriter begins the map objects of log entry number entry.
-func NewWriter(ctx context.Context, st store.Store, m *machinekey.Keys, entry int64) *Writer {
-	return &Writer{ctx: ctx, st: st, m: m, entry: entry}
+// NewWriter begins map objects of that birth.
+func NewWriter(ctx context.Context, st store.Store, m *machinekey.Keys, birth int64) *Writer {
+	return &Writer{ctx: ctx, st: st, m: m, birth: birth}
 }
 
 // Bytes is how much was written so far.

@@ -14,7 +14,7 @@ import (
 	"github.com/lockstep-backup/lockstep/store"
 )
 
-// Leftovers finds what an interrupted attempt at the same log entry stored.
+// Leftovers finds what interrupted attempts stored.
 // Of each segment it keeps which blocks it may hold; tables of contents come
 // when wanted and are kept in a bounded cache.
 type Leftovers struct {
@@ -46,21 +46,25 @@ const (
 	maxLeftovers = 1 << 14 // segments looked at: 1 TiB
 	leftoverSpan = 1 << 9  // blocks: 32 MiB
 	maxHotTOCs   = 16
+	maxBirths    = 64
 )
 
-// Find lists what attempts to commit log entry number entry left.
-func Find(ctx context.Context, st store.Store, m *machinekey.Keys, entry int64, log *slog.Logger) (*Leftovers, error) {
+// Find lists what attempts of the births from..to left. Of very many births it
+// looks at the last ones.
+func Find(ctx context.Context, st store.Store, m *machinekey.Keys, from, to int64, log *slog.Logger) (*Leftovers, error) {
 	l := &Leftovers{st: st, m: m, log: log}
-	prefix := format.AttemptPrefix(m.ID, entry)
-	err := st.List(ctx, prefix, func(i store.Info) error {
-		name, err := format.ParseName(format.NewName(entry, 0).String()[:8] + i.Key[len(prefix):])
-		if err == nil && len(l.segs) < maxLeftovers {
-			l.segs = append(l.segs, leftover{name: name, key: i.Key})
+	for birth := to; birth >= max(from, to-maxBirths+1); birth-- {
+		prefix := format.BirthPrefix(m.ID, birth)
+		err := st.List(ctx, prefix, func(i store.Info) error {
+			name, err := format.ParseName(format.NewName(birth, 0).String()[:8] + i.Key[len(prefix):])
+			if err == nil && len(l.segs) < maxLeftovers { // replicas have longer names
+				l.segs = append(l.segs, leftover{name: name, key: i.Key})
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("look for an interrupted attempt: %w", err)
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("look for an interrupted attempt: %w", err)
 	}
 	return l, nil
 }

@@ -164,13 +164,13 @@ type Writer struct {
 
 const chunkSize = 1 << 20
 
-// Create begins a segment under a new name for log entry n.
-func Create(ctx context.Context, st store.Store, m *machinekey.Keys, sealed bool, n int64, disks []string) (*Writer, error) {
+// Create begins a segment under a new name of that birth.
+func Create(ctx context.Context, st store.Store, m *machinekey.Keys, sealed bool, birth int64, disks []string) (*Writer, error) {
 	var id [format.IDSize]byte
 	var random [4]byte
 	_, _ = rand.Read(id[:])
 	_, _ = rand.Read(random[:])
-	s, err := newSegment(m, format.NewName(n, binary.LittleEndian.Uint32(random[:])), id, sealed)
+	s, err := newSegment(m, format.NewName(birth, binary.LittleEndian.Uint32(random[:])), id, sealed)
 	if err != nil {
 		return nil, err
 	}
