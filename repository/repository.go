@@ -56,8 +56,8 @@ type Manifest struct {
 	MachineName string    `json:"machine_name"`
 	Point       string    `json:"point"`
 	Parent      string    `json:"parent,omitempty"`
-	Time        time.Time `json:"time"`    // when the source's point in time was opened
-	Written     time.Time `json:"written"` // when the manifest was made
+	Time        time.Time `json:"time"`            // when the source's point in time was opened
+	Written     time.Time `json:"written"`         // when the manifest was made
 	Birth       *int64    `json:"birth,omitempty"` // in the names of what was stored for it; early versions: nil
 
 	Consistency string          `json:"consistency"`

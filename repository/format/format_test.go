@@ -460,7 +460,7 @@ func TestObjectKeys(t *testing.T) {
 		HolderKey("host"):                      "keys/host",
 		SegmentKey(mid, n):                     "seg/" + mid + "/00000012/abcdef01",
 		MapKey(mid, n):                         "map/" + mid + "/00000012/abcdef01",
-		BirthPrefix(mid, 0x12):               "seg/" + mid + "/00000012/",
+		BirthPrefix(mid, 0x12):                 "seg/" + mid + "/00000012/",
 		SidecarKey(mid, pid, "proof", "0123"):  "side/" + mid + "/" + pid + "/proof-0123",
 		HeaderKeys(mid, pid)[0]:                "headers-a/" + mid + "/" + pid,
 		HeaderKeys(mid, pid)[1]:                "headers-b/" + mid + "/" + pid,
