@@ -22,29 +22,47 @@ const MetaRebuilt = "catalog-rebuilt"
 // catalog was rebuilt, and may hold recovery points that need the secret.
 var ErrUnread = errors.New("a registered repository was not read since the catalog was rebuilt")
 
-// ReleaseHolds releases the holds of a recovery point that was deleted from
-// its repository. It is to be repeated where the key manager did not answer.
-func ReleaseHolds(ctx context.Context, d Deps, p catalog.Point) error {
+// ReleaseHolds releases the holds of recovery points that were deleted from
+// their repository, and counts them. It is to be repeated where the key manager
+// did not answer.
+func ReleaseHolds(ctx context.Context, d Deps, points ...catalog.Point) (released int, err error) {
+	fail := func(err error) error {
+		if len(points) == 1 {
+			return fmt.Errorf("release holds of %s: %w", points[0].ID, err)
+		}
+		return fmt.Errorf("release holds of %d recovery points: %w", len(points), err)
+	}
 	if d.Manager == nil {
-		return fmt.Errorf("release holds of %s: %w", p.ID, keymanager.ErrUnavailable)
+		return 0, fail(keymanager.ErrUnavailable)
 	}
 	infos, err := d.Manager.List(ctx)
 	if err != nil && !errors.Is(err, keymanager.ErrDamaged) {
-		return fmt.Errorf("release holds of %s: %w", p.ID, err)
+		return 0, fail(err)
 	}
 	errs := []error{err}
-	want := keymanager.Hold{Repository: p.Repository, Machine: p.Machine, Point: p.ID, Installer: d.Installation}
+	gone := map[string]bool{}
+	for _, p := range points {
+		h := keymanager.Hold{Repository: p.Repository, Machine: p.Machine, Point: p.ID, Installer: d.Installation}
+		gone[h.Key()] = true
+	}
 	for _, s := range infos {
 		for _, v := range s.Versions {
-			if slices.ContainsFunc(v.Holds, func(h keymanager.Hold) bool { return h.Key() == want.Key() }) {
-				errs = append(errs, d.Manager.Unhold(ctx, v.Ref, want))
+			for _, h := range v.Holds {
+				if !gone[h.Key()] {
+					continue
+				}
+				if err := d.Manager.Unhold(ctx, v.Ref, h); err != nil {
+					errs = append(errs, err)
+				} else {
+					released++
+				}
 			}
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("release holds of %s: %w", p.ID, err)
+		return released, fail(err)
 	}
-	return nil
+	return released, nil
 }
 
 // CheckDestroy says whether a secret version may be destroyed: nil, ErrUnread,

@@ -143,7 +143,9 @@ func TestRotation(t *testing.T) {
 	e.Must(e.Catalog.Points.Delete(ctx, old, e.Now(), "test"))
 	p, err := e.Catalog.Points.Get(ctx, old)
 	e.Must(err)
-	e.Must(prove.ReleaseHolds(ctx, e.Deps, p))
+	if n, err := prove.ReleaseHolds(ctx, e.Deps, p); err != nil || n != 1 {
+		t.Fatalf("released %d, %v", n, err)
+	}
 	if len(version(t, e, v1).Holds) != 0 || len(version(t, e, v2).Holds) != 1 {
 		t.Error("holds after deletion")
 	}

@@ -125,23 +125,32 @@ func (r *runner) reconcile(ctx context.Context, s *subject, view *View, res *Res
 type MachineCustody struct {
 	Declarations []catalog.Declaration
 	Headers      []catalog.HeaderPackage
-	Problems     []string
+	Marks        []catalog.Mark
+	// DoubtfulMarks are recovery points that marks name which do not count, and
+	// why: nothing is to be deleted by a rule for that.
+	DoubtfulMarks map[string]string
+	Problems      []string
+
+	unreadMarks map[string]error // by sidecar
 }
 
 // ReadMachine reads and verifies the sidecars of a machine.
 func ReadMachine(ctx context.Context, repo *repository.Repository, machine string) (MachineCustody, error) {
-	var out MachineCustody
+	out := MachineCustody{DoubtfulMarks: map[string]string{}, unreadMarks: map[string]error{}}
 	sidecars, err := repo.Sidecars(ctx, machine, repository.MachineSidecars)
 	if ctx.Err() != nil {
 		return out, ctx.Err()
 	}
 	if err != nil {
 		out.Problems = append(out.Problems, fmt.Sprintf("machine %s: %v", machine, err))
+		out.unreadable(err)
 	}
 	trust := repo.Trust()
 	for _, s := range sidecars {
 		var err error
 		switch s.Kind {
+		case repository.SidecarTag:
+			err = out.readMark(s, trust, repo.ID(), machine)
 		case repository.SidecarDeclaration:
 			d, e := custody.VerifyDeclaration(s.Raw, trust, repo.ID(), machine)
 			if err = e; err == nil {

@@ -1,5 +1,5 @@
 // Package rebuild makes a lost catalog anew from repositories: machines,
-// recovery points, proofs, key packages, declarations, and the holds that
+// recovery points, proofs, key packages, declarations, marks, and the holds that
 // follow from the proofs. It believes only what is signed by keys that the
 // repository's trust log names. It never writes to a repository, but through
 // proving, where that is asked for.
@@ -77,6 +77,7 @@ type contents struct {
 	packages []catalog.Package
 	headers  []catalog.HeaderPackage
 	declared []catalog.Declaration
+	marks    []catalog.Mark
 	holds    []prove.RefHold
 }
 
@@ -153,6 +154,7 @@ func read(ctx context.Context, d Deps, repo *repository.Repository, all *content
 		}
 		all.declared = append(all.declared, c.Declarations...)
 		all.headers = append(all.headers, c.Headers...)
+		all.marks = append(all.marks, c.Marks...)
 		res.Problems = append(res.Problems, c.Problems...)
 		addMachine(all, machine)
 	}
@@ -262,6 +264,11 @@ func fill(ctx context.Context, c *catalog.Catalog, all *contents, sources []Sour
 	}
 	for _, x := range all.declared {
 		if err := c.Declarations.Put(ctx, x); err != nil {
+			return err
+		}
+	}
+	for _, x := range all.marks {
+		if err := c.Marks.Put(ctx, x); err != nil {
 			return err
 		}
 	}

@@ -27,13 +27,23 @@ func history(t *testing.T) (*provetest.Env, catalog.Machine) {
 	e.Must(prove.DeclareNotNeeded(ctx, e.Deps, m, custody.VolumeKey{Disk: "vdb", Volume: "disk"}, "scratch"))
 	e.Backup(m)
 	p, _ := e.Backup(m)
+	e.Mark(p, custody.Mark{Kind: custody.MarkTag, Name: "gone", Set: true})
 	e.Rotate(dev, "old", "new")
-	e.Backup(m) // unrecoverable
+	bad, _ := e.Backup(m) // unrecoverable
+	for _, x := range []custody.Mark{
+		{Kind: custody.MarkPin, Set: true, Reason: "evidence"},
+		{Kind: custody.MarkPin, Reason: "no more"},
+		{Kind: custody.MarkTag, Name: "env", Value: "prod", Set: true},
+		{Kind: custody.MarkLegalHold, Name: "CASE-12", Set: true, Reason: "asked for"},
+	} {
+		e.Mark(bad, x)
+	}
 	e.Must(e.Repo.Delete(ctx, m.ID, p, "test"))
 	e.Must(e.Catalog.Points.Delete(ctx, p, e.Now(), "test"))
 	gone, err := e.Catalog.Points.Get(ctx, p)
 	e.Must(err)
-	e.Must(prove.ReleaseHolds(ctx, e.Deps, gone))
+	_, err = prove.ReleaseHolds(ctx, e.Deps, gone)
+	e.Must(err)
 	plain := e.Machine("plain", map[string]*provetest.Device{"vda": {Bytes: make([]byte, 1<<20)}})
 	e.Backup(plain)
 	return e, m
@@ -64,6 +74,9 @@ func picture(e *provetest.Env) string {
 		headers, err := e.Deps.Catalog.Packages.Headers(ctx, m.ID)
 		e.Must(err)
 		fmt.Fprintf(&b, "  headers %+v\n", headers)
+		marks, err := e.Deps.Catalog.Marks.OfMachine(ctx, m.ID)
+		e.Must(err)
+		fmt.Fprintf(&b, "  marks %+v\n", marks)
 	}
 	return b.String()
 }

@@ -268,6 +268,14 @@ func (e *Env) Add(m catalog.Machine, passphrase string, edit ...func(*prove.AddR
 	return prove.AddSecret(context.Background(), e.Deps, req)
 }
 
+// Mark sets a mark on a recovery point, or takes one back.
+func (e *Env) Mark(point string, m custody.Mark) {
+	e.T.Helper()
+	p, err := e.Deps.Catalog.Points.Get(context.Background(), point)
+	e.Must(err)
+	e.Must(prove.SetMark(context.Background(), e.Deps, p, m))
+}
+
 // State is a recovery point's state as a fresh look at the catalog gives it.
 func (e *Env) State(point string) custody.Verdict {
 	e.T.Helper()

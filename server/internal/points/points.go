@@ -118,7 +118,7 @@ func (s routes) forget(ctx context.Context, ref string, e audit.Event) error {
 	}
 	// From here on it is gone: finish, whoever hangs up.
 	ctx = context.WithoutCancel(ctx)
-	if err := prove.ReleaseHolds(ctx, s.Custody(ctx, c), p); err != nil {
+	if _, err := prove.ReleaseHolds(ctx, s.Custody(ctx, c), p); err != nil {
 		return fail(frame.Hint(fmt.Errorf("it is deleted, but not all its holds are released: %w", err), "the same command again releases the rest"))
 	}
 	if err := c.Points.Delete(ctx, p.ID, s.Now().UTC(), e.Reason); err != nil {
