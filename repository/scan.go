@@ -22,8 +22,17 @@ type ScanOptions struct {
 	Data func(off int64, p []byte) error
 	// Zero gets ranges that are zeroes, of any length.
 	Zero func(off, length int64) error
-	// Damaged gets what cannot be read and says whether to go on (nil). nil ends the scan.
+	// Damaged gets what cannot be read and says whether to go on (nil): Data and
+	// Zero get zeroes in its place then. nil ends the scan.
 	Damaged func(*DamageError) error
+	// Pick, for verifying, says of a unit that is not all zeroes whether its
+	// content is read, by its offset and the keys of the segments that hold it;
+	// nil: all is. Of other units only the map is read, and Data and Zero are not
+	// called. The content root is compared all the same.
+	Pick func(off int64, segments []string) bool
+	// Stored is asked about the segments of units whose content is not read; its
+	// error is damage of the blocks in that segment. nil: their headers are read.
+	Stored func(key string) error
 	// Progress is called with the bytes done so far.
 	Progress func(done, total int64)
 	// Only limits the scan to the units that hold bytes of this range, where it
@@ -122,7 +131,7 @@ func (s *scan) dispatch(ctx context.Context, units chan<- int64) error {
 		if skip = min(skip, s.leaves-i); skip > 0 {
 			off := i * format.LeafSize
 			length := min(skip*format.LeafSize, s.disk.Size-off)
-			if s.o.Zero != nil && length > 0 {
+			if s.o.Zero != nil && length > 0 && s.o.Pick == nil {
 				if err := s.turn(ctx, i); err != nil {
 					return err
 				}
@@ -257,6 +266,14 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf 
 		if err := bad(err, off, length); err != nil {
 			return err
 		}
+		if err := s.turn(ctx, index); err != nil {
+			return err
+		}
+		if s.o.Zero != nil && s.o.Pick == nil {
+			if err := s.o.Zero(off, length); err != nil {
+				return err
+			}
+		}
 		s.finish(index, 1, format.Digest{}, length)
 		return nil
 	}
@@ -269,6 +286,26 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf 
 			}
 		}
 		l = &part
+	}
+	if s.o.Pick != nil {
+		names := segmentsOf(l)
+		keys := make([]string, len(names))
+		for i, n := range names {
+			keys[i] = format.SegmentKey(s.m.Machine.ID, n)
+		}
+		if !s.o.Pick(off, keys) {
+			if err := s.passed(ctx, l, names, keys, func(err error, block int) error {
+				return bad(err, off+int64(block)*format.BlockSize, format.BlockSize)
+			}); err != nil {
+				return err
+			}
+			var digests [format.LeafBlocks]format.Digest
+			for b := range l {
+				digests[b] = l[b].Digest
+			}
+			s.finish(index, 1, g.Join32(&digests), length)
+			return nil
+		}
 	}
 	broken := [format.LeafBlocks]bool{}
 	err = r.unit(ctx, l, 0, format.LeafBlocks, buf, func(err error, block int) error {
@@ -305,6 +342,42 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf 
 		return err
 	}
 	s.finish(index, 1, g.Join32(&digests), length)
+	return nil
+}
+
+// segmentsOf are the segments that hold a unit.
+func segmentsOf(l *format.Leaf) (names []format.Name) {
+	for b := range l {
+		for _, e := range l[b].Extents {
+			if !slices.Contains(names, e.Segment) {
+				names = append(names, e.Segment)
+			}
+		}
+	}
+	return names
+}
+
+// passed looks after the segments of a unit whose content is not read.
+func (s *scan) passed(ctx context.Context, l *format.Leaf, names []format.Name, keys []string, bad func(err error, block int) error) error {
+	for i, name := range names {
+		var err error
+		if s.o.Stored != nil {
+			err = s.o.Stored(keys[i])
+		} else {
+			_, err = s.m.segments.Get(ctx, name)
+		}
+		if err == nil {
+			continue
+		}
+		for b := range l {
+			if !slices.ContainsFunc(l[b].Extents, func(e format.Extent) bool { return e.Segment == name }) {
+				continue
+			}
+			if err := bad(err, b); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
