@@ -135,23 +135,22 @@ func markWord(m custody.Mark) string {
 	return m.Kind
 }
 
-// unreadable picks the marks out of what Sidecars could not read.
+// unreadable picks the marks out of what Sidecars could not read: damaged ones
+// by their keys, and what may be one.
 func (c *MachineCustody) unreadable(err error) {
-	// Not errors.As: what a single error wraps is its own business.
+	if d, ok := err.(*repository.DamageError); ok { // it wraps several errors, too
+		if strings.Contains(d.Object, "/"+repository.SidecarTag+"-") {
+			c.unreadMarks[d.Object] = err
+		}
+		return
+	}
 	if list, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range list.Unwrap() {
 			c.unreadable(e)
 		}
 		return
 	}
-	var d *repository.DamageError
-	switch {
-	case err == nil:
-	case !errors.As(err, &d):
-		c.unreadMarks[""] = err // not known which: it may be one
-	case strings.Contains(d.Object, "/"+repository.SidecarTag+"-"):
-		c.unreadMarks[d.Object] = err
-	}
+	c.unreadMarks[""] = err
 }
 
 // CatalogMark is what the catalog keeps of a verified mark.
