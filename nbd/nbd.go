@@ -28,6 +28,8 @@ var (
 	ErrNoTLS = errors.New("nbd server offers no encryption")
 	// ErrClosed says that the connection is gone, or was closed here.
 	ErrClosed = errors.New("nbd connection is closed")
+	// ErrUnreadable: the server is there and cannot read this range (EIO).
+	ErrUnreadable = errors.New("nbd server cannot read this range")
 )
 
 // Limits in bytes.
@@ -155,6 +157,9 @@ const (
 	errUnsupported errno = 95
 	errShutdown    errno = 108
 )
+
+// Is makes an input/output error of the server ErrUnreadable.
+func (e errno) Is(target error) bool { return e == errIO && target == ErrUnreadable }
 
 func (e errno) Error() string {
 	switch e {
