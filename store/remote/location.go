@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -102,4 +103,36 @@ func (l Location) Key(name string) (string, bool) {
 		return name, true
 	}
 	return strings.CutPrefix(name, l.Prefix+"/")
+}
+
+// Size reads a parameter that is a number of bytes, with K, M or G for powers
+// of 1024; fallback where it is absent. Errors match ErrLocation.
+func (l Location) Size(name string, fallback, lowest, highest int64) (int64, error) {
+	s := l.Query.Get(name)
+	if s == "" {
+		return fallback, nil
+	}
+	digits, shift := s, 0
+	if i := strings.IndexByte("KMG", s[len(s)-1]&^0x20); i >= 0 {
+		digits, shift = s[:len(s)-1], 10*(i+1)
+	}
+	n, err := strconv.ParseUint(digits, 10, 33)
+	if err != nil || int64(n)<<shift < lowest || int64(n)<<shift > highest {
+		return 0, WithHint(fmt.Errorf("%w: parameter %s is not a size between %d and %d", ErrLocation, name, lowest, highest), "for example "+name+"=16M")
+	}
+	return int64(n) << shift, nil
+}
+
+// Switch reads a parameter that is 0 or 1; fallback where it is absent. Errors
+// match ErrLocation.
+func (l Location) Switch(name string, fallback bool) (bool, error) {
+	switch l.Query.Get(name) {
+	case "":
+		return fallback, nil
+	case "0":
+		return false, nil
+	case "1":
+		return true, nil
+	}
+	return false, WithHint(fmt.Errorf("%w: parameter %s is neither 0 nor 1", ErrLocation, name), "for example "+name+"=1")
 }

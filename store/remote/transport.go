@@ -79,6 +79,7 @@ func (c Counts) Requests() int64 {
 type TransportOptions struct {
 	Classify func(*http.Request) Kind // nil: by method alone
 	Counter  *Counter                 // nil: not counted
+	Clock    *Clock                   // learns the server's clock; nil: nothing does
 	// Stall ends a request that moved no byte of a body, and got no answer, for
 	// so long; the error matches ErrStalled. 0 = DefaultStall.
 	Stall time.Duration
@@ -193,6 +194,9 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	w.touch()
+	if o := t.o.Clock; o != nil {
+		o.learn(resp.Header.Get("Date"))
+	}
 	resp.Body = &body{under: resp.Body, watch: w, last: true, cause: func() error { return context.Cause(ctx) }, count: func(n int) { t.o.Counter.Bytes(0, int64(n)) }}
 	return resp, nil
 }
@@ -249,4 +253,23 @@ func (b *body) Close() error {
 		b.watch.end()
 	}
 	return err
+}
+
+// Clock is a server's clock, as its answers show it, to the second. The zero
+// value follows the local clock.
+type Clock struct{ ahead atomic.Int64 }
+
+func (c *Clock) learn(date string) {
+	if t, err := http.ParseTime(date); err == nil {
+		c.ahead.Store(int64(time.Until(t)))
+	}
+}
+
+// Now is the time by the server's clock.
+func (c *Clock) Now() time.Time {
+	ahead := time.Duration(c.ahead.Load())
+	if ahead.Abs() < 2*time.Second {
+		ahead = 0 // a date has no fraction
+	}
+	return time.Now().Add(ahead)
 }

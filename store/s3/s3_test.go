@@ -1,0 +1,81 @@
+package s3_test
+
+import (
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/lockstep-backup/lockstep/internal/judge"
+	"github.com/lockstep-backup/lockstep/store"
+	"github.com/lockstep-backup/lockstep/store/s3"
+	"github.com/lockstep-backup/lockstep/store/storetest"
+)
+
+// service is a real server with two buckets: "plain", and "locked" with object lock.
+type service struct {
+	judge.S3Server
+	client      *minio.Client
+	credentials string
+}
+
+func newService(t *testing.T) service {
+	t.Helper()
+	sv := service{S3Server: judge.Versitygw(t), credentials: filepath.Join(t.TempDir(), "credentials")}
+	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", sv.AccessKey, sv.Secret)
+	if err := os.WriteFile(sv.credentials, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	sv.client, err = minio.New(strings.TrimPrefix(sv.Endpoint, "http://"), &minio.Options{
+		Creds: credentials.NewStaticV4(sv.AccessKey, sv.Secret, ""), BucketLookup: minio.BucketLookupPath, Region: "us-east-1",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bucket, locked := range map[string]bool{"plain": false, "locked": true} {
+		if err := sv.client.MakeBucket(t.Context(), bucket, minio.MakeBucketOptions{ObjectLocking: locked}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return sv
+}
+
+func (sv service) url(bucket, prefix string, more ...string) string {
+	q := url.Values{"endpoint": {sv.Endpoint}, "credentials": {sv.credentials}}
+	for i := 0; i+1 < len(more); i += 2 {
+		q.Set(more[i], more[i+1])
+	}
+	return "s3://" + bucket + "/" + prefix + "?" + q.Encode()
+}
+
+func (sv service) open(t *testing.T, location string, o s3.Options) *s3.Store {
+	t.Helper()
+	s, err := s3.Open(t.Context(), location, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func TestConformance(t *testing.T) {
+	sv := newService(t)
+	for _, bucket := range []string{"plain", "locked"} {
+		t.Run(bucket, func(t *testing.T) {
+			var n atomic.Int64
+			storetest.Run(t, func(t *testing.T) store.Store {
+				// Small parts, so that objects of a few MiB are of several.
+				return sv.open(t, sv.url(bucket, fmt.Sprintf("suite/%d", n.Add(1)), "part-size", "5M", "put-size", "10M"), s3.Options{})
+			})
+			storetest.RunReopen(t, func(t *testing.T) store.Store { return sv.open(t, sv.url(bucket, "reopen"), s3.Options{}) })
+			judge.Decided(t, "versitygw (S3 server)")
+		})
+	}
+}
