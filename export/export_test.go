@@ -130,12 +130,11 @@ func TestReadAhead(t *testing.T) {
 		if _, err := d.ReadAt(buf, at); err != nil || !bytes.Equal(buf, m.p[at:at+disk.BlockSize]) {
 			t.Fatalf("read at %d: %v, or wrong content", at, err)
 		}
+		p.cache.tasks.Wait() // else this reader, which reads memory, is faster
 	}
-	_ = p.Close()
-	if n := m.reads.Load(); n > d.Size()/disk.BlockSize/2 {
+	if n := m.reads.Load(); n > d.Size()/aheadRun+10 {
 		t.Errorf("%d reads for %d blocks in order: nothing is read ahead", n, d.Size()/disk.BlockSize)
 	}
-	*p = Point{cache: newCache()} // closed twice otherwise
 }
 
 // What could not be read is not kept as if it could.
