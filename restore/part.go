@@ -87,8 +87,10 @@ type StreamRequest struct {
 	Part       disk.Range // zero length: all of it
 	To         io.Writer
 	// Sized is called once, before the first byte, with the number of bytes.
-	Sized    func(size int64)
-	Progress func(phase string, done, total int64)
+	Sized func(size int64)
+	// KeepGoing writes zeroes where stored data is damaged; Disk.Damaged says where.
+	KeepGoing bool
+	Progress  func(phase string, done, total int64)
 }
 
 var zeroes [64 << 10]byte
@@ -156,6 +158,10 @@ func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
 	if part.Length != d.Size {
 		only(&o, part)
 	}
+	lost := losses{part: part}
+	if req.KeepGoing {
+		o.Damaged = lost.add
+	}
 	if _, err := r.Scan(ctx, o); err != nil {
 		return fail(err)
 	}
@@ -164,6 +170,6 @@ func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
 	}
 	return Disk{
 		ID: d.ID, Part: req.Part, Target: "-", Size: part.Length, Written: data, ContentRoot: d.ContentRoot,
-		Unread: unread(d, part), Seconds: time.Since(start).Seconds(),
+		Unread: unread(d, part), Damaged: lost.damaged(), Seconds: time.Since(start).Seconds(),
 	}, nil
 }

@@ -1,6 +1,7 @@
 // Package restore writes disks of a recovery point back, still encrypted. Its
 // core needs no catalog, no server and no key manager: lockstep-recover links
-// it alone. Nothing reaches a target that was not verified before.
+// it alone. Nothing reaches a target that was not verified before;
+// zeroes do where data is damaged, if that is asked for.
 package restore
 
 import (
@@ -32,7 +33,9 @@ type Request struct {
 	Targets    []Target
 	Open       func(ctx context.Context, spec string, size int64, o target.Options) (target.Disk, error)
 	Options    target.Options
-	Progress   func(phase string, done, total int64)
+	// KeepGoing writes zeroes where stored data is damaged; Disk.Damaged says where.
+	KeepGoing bool
+	Progress  func(phase string, done, total int64)
 }
 
 // Disk is one disk that was written.
@@ -45,6 +48,7 @@ type Disk struct {
 	Beyond      int64        // bytes that the target has beyond that, where it is larger; they are as they were
 	ContentRoot string       // of the whole disk
 	Unread      []disk.Range // never were in the recovery point
+	Damaged     []Damaged    // zeroes in the target, by offset; only with KeepGoing
 	Seconds     float64
 }
 
@@ -115,6 +119,10 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		if j.part.Length != j.disk.Size {
 			only(&o, j.part)
 		}
+		lost := losses{part: j.part}
+		if req.KeepGoing {
+			o.Damaged = lost.add
+		}
 		_, err := j.reader.Scan(ctx, o)
 		if err != nil {
 			return done, fmt.Errorf("restore disk %s to %s: %w", j.disk.ID, j.spec, err)
@@ -127,7 +135,7 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		before += j.part.Length
 		done = append(done, Disk{
 			ID: j.disk.ID, Part: req.Targets[i].Part, Target: j.spec, Size: j.part.Length, Written: written.Load(), Beyond: beyond,
-			ContentRoot: j.disk.ContentRoot, Unread: unread(j.disk, j.part), Seconds: time.Since(start).Seconds(),
+			ContentRoot: j.disk.ContentRoot, Unread: unread(j.disk, j.part), Damaged: lost.damaged(), Seconds: time.Since(start).Seconds(),
 		})
 	}
 	return done, nil
