@@ -1,10 +1,12 @@
 package repository
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
@@ -16,7 +18,8 @@ import (
 
 const manifestType = "application/vnd.lockstep.manifest+json"
 
-// points gives the recovery points that records list.
+// points gives the recovery points that records list, in the order of their
+// birth: that is the log's own, but where one was copied behind a younger one.
 func points(records []machinelog.Record, mid string) []Point {
 	var ps []Point
 	for _, rec := range machinelog.Listed(records) {
@@ -25,10 +28,11 @@ func points(records []machinelog.Record, mid string) []Point {
 			Time: rec.Time, Writer: string(rec.Writer), Birth: rec.Birth(), Origin: rec.Origin, manifestDigest: rec.Manifest,
 		})
 	}
+	slices.SortStableFunc(ps, func(a, b Point) int { return cmp.Compare(a.Birth, b.Birth) })
 	return ps
 }
 
-// Points lists a machine's recovery points in the log's order, oldest first.
+// Points lists a machine's recovery points in the order of their birth, oldest first.
 // Where log entries are damaged, what the others say is returned beside an
 // error for which errors.Is(err, ErrDamaged) holds.
 func (r *Repository) Points(ctx context.Context, mid string) ([]Point, error) {
@@ -72,7 +76,7 @@ func (r *Repository) Manifest(ctx context.Context, p Point) (*Manifest, error) {
 	if err != nil {
 		return nil, damaged(err)
 	}
-	body, _, err := envelope.Verify(signed, manifestType, r.trust.KeySet(envelope.RoleWriter))
+	body, _, err := envelope.Verify(signed, manifestType, r.Trust().KeySet(envelope.RoleWriter))
 	if err != nil {
 		return nil, damaged(fmt.Errorf("%w: %w", ErrUntrusted, err))
 	}

@@ -67,11 +67,13 @@ type Repository struct {
 	st     store.Store
 	cfg    config
 	dek    envelope.Secret
-	trust  trust.Log
+	trust  trust.Log // behind trustMu
 	writer *envelope.SigningKey
 	why    error // why there is no writer, may be nil
 	log    *slog.Logger
 	now    func() time.Time
+
+	trustMu sync.RWMutex
 
 	mu       sync.Mutex
 	machines map[string]*machine
@@ -267,8 +269,13 @@ func (r *Repository) Sealing() string { return r.cfg.Sealing }
 // Trust says which keys sign what.
 type Trust = trust.Log
 
-// Trust is the state of the trust log when the repository was opened.
-func (r *Repository) Trust() Trust { return r.trust }
+// Trust is the state of the trust log when the repository was opened, and what
+// Copy added to it since.
+func (r *Repository) Trust() Trust {
+	r.trustMu.RLock()
+	defer r.trustMu.RUnlock()
+	return r.trust
+}
 
 // Store is the store beneath.
 func (r *Repository) Store() store.Store { return r.st }

@@ -54,6 +54,7 @@ type Log struct {
 	keys []key
 	n    int64  // number of entries
 	last string // digest of the last
+	cfg  string // digest of the configuration, for Again
 }
 
 // Key finds a key by its id; revoked is the date from which it does not count.
@@ -113,6 +114,7 @@ func sign(e entry, k envelope.SigningKey) ([]byte, error) {
 // have, empty where nobody pinned it.
 func Read(ctx context.Context, st store.Store, repo, cfg, pinned string) (t Log, err error) {
 	previous := ""
+	t.cfg = cfg
 	for n := int64(0); ; n++ {
 		key := format.TrustKey(n)
 		raw, err := twin.Get(ctx, st, key, func(raw []byte) error { return envelope.CheckFrame(raw) })
@@ -143,6 +145,11 @@ const (
 	maxEntries = 1 << 20
 	maxKeys    = 10000
 )
+
+// Again reads the log as it is now; somebody may have added to it.
+func (t Log) Again(ctx context.Context, st store.Store, repo string) (Log, error) {
+	return Read(ctx, st, repo, t.cfg, t.Root)
+}
 
 // nothingBehind: keys that later entries add or revoke must not go unnoticed
 // because an entry between is lost.
@@ -303,7 +310,7 @@ func (t Log) write(ctx context.Context, st store.Store, repo string, custodian e
 	if err != nil {
 		return t, err
 	}
-	return Log{Root: t.Root, keys: keys, n: t.n + 1, last: Digest(frame)}, nil
+	return Log{Root: t.Root, keys: keys, n: t.n + 1, last: Digest(frame), cfg: t.cfg}, nil
 }
 
 // Digest is "sha256:" and the hex digits.

@@ -1,0 +1,476 @@
+package repository
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/lockstep-backup/lockstep/envelope"
+	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
+	"github.com/lockstep-backup/lockstep/repository/internal/transfer"
+	"github.com/lockstep-backup/lockstep/repository/internal/twin"
+	"github.com/lockstep-backup/lockstep/store"
+)
+
+// ErrSealing says that two repositories store extents differently, so that
+// nothing can be copied between them as it is.
+var ErrSealing = errors.New("the repositories are not sealed alike")
+
+// ErrOtherKeys says that two repositories have a machine of the same id with
+// different keys.
+var ErrOtherKeys = errors.New("the destination has a machine of this id with other keys")
+
+// CopyOptions say what Copy copies, and how.
+type CopyOptions struct {
+	Points []string // ids of recovery points; empty: all that the source lists
+	Newest int      // of those the newest N only; 0: all
+	// Custodian is the destination's. It signs that the keys of the source count
+	// there; nil where they are known to do so already.
+	Custodian *envelope.SigningKey
+	// Verify opens every extent that was copied where it lies then.
+	Verify   bool
+	Parallel int // objects at a time, 0: 4
+	// Progress is told of recovery points done, and of bytes copied so far.
+	Progress func(done, total int, bytes int64)
+}
+
+// CopyCounts are what a copy moved, in objects and bytes.
+type CopyCounts = transfer.Counts
+
+// CopyResult says what a copy did.
+type CopyResult struct {
+	CopyCounts
+	Points  []string // copied now, oldest first
+	Present int      // were there
+	Deleted int      // not brought back: the destination's log deletes them
+	Keys    bool     // keys of the source were added to the destination's trust log
+	// Failed are the recovery points that could not be copied, and why. The
+	// others were.
+	Failed []CopyFailure
+	// Problems are statements that could not be copied or do not count, in words.
+	Problems []string
+}
+
+// CopyFailure is a recovery point that could not be copied.
+type CopyFailure struct {
+	Point string
+	Err   error
+}
+
+// Copy brings recovery points of a machine from src to dst, whatever they
+// need, and all statements about them; docs/spec/repository.md, section 14.
+// What is there already is not moved again; what dst deleted does not come
+// back. Killed, it goes on when it is run again. The result is filled also
+// where there is an error; a recovery point is listed in dst with all that it
+// needs, or not at all.
+func Copy(ctx context.Context, src, dst *Repository, mid string, o CopyOptions) (CopyResult, error) {
+	c := &copying{src: src, dst: dst, o: o}
+	err := c.run(ctx, mid)
+	c.res.CopyCounts = c.objects.Counts()
+	if err != nil {
+		err = fmt.Errorf("copy machine %s: %w", mid, err)
+	}
+	return c.res, err
+}
+
+type copying struct {
+	src, dst *Repository
+	from, to *machine
+	o        CopyOptions
+	objects  transfer.Copier
+	res      CopyResult
+
+	mu          sync.Mutex
+	done, total int
+	referenced  map[string]bool // by listed recovery points of dst, where somebody asked
+}
+
+func (c *copying) run(ctx context.Context, mid string) error {
+	switch {
+	case c.dst.writer == nil:
+		return c.dst.readOnly("write to the other repository")
+	case c.src.cfg.ID == c.dst.cfg.ID:
+		return errors.New("source and destination are the same repository")
+	case c.src.cfg.Sealing != c.dst.cfg.Sealing:
+		return fmt.Errorf("%w: %s and %s", ErrSealing, c.src.cfg.Sealing, c.dst.cfg.Sealing)
+	}
+	var err error
+	if c.from, err = c.src.machine(ctx, mid); err != nil {
+		return err
+	}
+	if err := c.adoptKeys(ctx); err != nil {
+		return err
+	}
+	if err := c.adoptMachine(ctx, mid); err != nil {
+		return err
+	}
+	c.objects = transfer.Copier{
+		From: c.src.st, To: c.dst.st, Keys: c.to.Keys, Sealed: c.dst.cfg.Sealing == SealingAESGCM,
+		Verify: c.o.Verify, Parallel: c.o.Parallel, Referenced: c.isReferenced,
+	}
+	if c.objects.Parallel <= 0 {
+		c.objects.Parallel = 4
+	}
+	if c.o.Progress != nil {
+		c.objects.Moved = func(n int64) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.o.Progress(c.done, c.total, n)
+		}
+	}
+	source, err := c.from.log.Read(ctx)
+	if err != nil {
+		return err
+	}
+	chosen, err := c.choose(source)
+	if err != nil {
+		return err
+	}
+	c.total = len(chosen)
+	for _, p := range chosen {
+		err := c.point(ctx, source, p)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		switch {
+		case errors.Is(err, ErrDamaged), errors.Is(err, ErrNotFound): // the others need not suffer
+			c.res.Failed = append(c.res.Failed, CopyFailure{p.Point, err})
+		case err != nil:
+			return fmt.Errorf("recovery point %s: %w", p.Point, err)
+		}
+		c.mu.Lock()
+		c.done++
+		c.mu.Unlock()
+	}
+	if err := c.sidecars(ctx); err != nil {
+		return err
+	}
+	if n := len(c.res.Failed); n > 0 {
+		return fmt.Errorf("%d recovery points could not be copied, the first is %s: %w", n, c.res.Failed[0].Point, c.res.Failed[0].Err)
+	}
+	return nil
+}
+
+// adoptKeys makes the source's signatures count in the destination.
+func (c *copying) adoptKeys(ctx context.Context) error {
+	theirs, ours := c.src.Trust(), c.dst.Trust()
+	var lacking []envelope.KeyID
+	for _, id := range ours.Missing(theirs) {
+		if k, revoked, _ := theirs.Key(id); k.Role != envelope.RoleCustodian || revoked != nil {
+			lacking = append(lacking, id)
+		} else {
+			c.res.Problems = append(c.res.Problems, fmt.Sprintf("what the source's custodian %s declared does not count in the destination", id))
+		}
+	}
+	if len(lacking) == 0 {
+		return nil
+	}
+	if c.o.Custodian == nil {
+		return fmt.Errorf("keys that signed in the source do not count in the destination (%v), and no custodian's key is there to change that: %w", lacking, ErrUntrusted)
+	}
+	c.dst.trustMu.Lock()
+	defer c.dst.trustMu.Unlock()
+	for range maxTries {
+		// What is known may be old: somebody else may have published keys since.
+		now, err := c.dst.trust.Again(ctx, c.dst.st, c.dst.cfg.ID)
+		if err != nil {
+			return err
+		}
+		var changed bool
+		c.dst.trust, changed, err = now.Adopt(ctx, c.dst.st, c.dst.cfg.ID, *c.o.Custodian, theirs, nil, c.dst.clock())
+		c.res.Keys = c.res.Keys || changed
+		if !errors.Is(err, store.ErrExist) {
+			return err
+		}
+	}
+	return fmt.Errorf("the destination's trust log went on %d times meanwhile: %w", maxTries, ErrConflict)
+}
+
+// adoptMachine wraps the machine's keys for the destination.
+func (c *copying) adoptMachine(ctx context.Context, mid string) error {
+	rec, err := c.src.machineRecord(ctx, mid)
+	if err != nil {
+		return err
+	}
+	defer rec.wipe()
+	old, err := c.dst.machineRecord(ctx, mid)
+	defer func() { old.wipe() }()
+	switch {
+	case errors.Is(err, ErrNotFound):
+		if err := c.dst.putMachine(ctx, rec); err != nil {
+			return err
+		}
+		// Another copier may have been faster; its keys have to be these.
+		if old, err = c.dst.machineRecord(ctx, mid); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	}
+	if !bytes.Equal(old.Metadata, rec.Metadata) || !bytes.Equal(old.Content, rec.Content) {
+		return ErrOtherKeys
+	}
+	c.to, err = c.dst.machine(ctx, mid)
+	return err
+}
+
+// choose selects from what the source lists, oldest first.
+func (c *copying) choose(source []machinelog.Record) ([]machinelog.Record, error) {
+	listed := machinelog.Listed(source)
+	if len(c.o.Points) > 0 {
+		for _, id := range c.o.Points {
+			if !slices.ContainsFunc(listed, func(p machinelog.Record) bool { return p.Point == id }) {
+				return nil, fmt.Errorf("recovery point %s: %w", id, ErrNotFound)
+			}
+		}
+		listed = slices.DeleteFunc(listed, func(p machinelog.Record) bool { return !slices.Contains(c.o.Points, p.Point) })
+	}
+	// What came into the source out of order is in the order of its making here.
+	slices.SortStableFunc(listed, func(a, b machinelog.Record) int { return cmp.Compare(a.Birth(), b.Birth()) })
+	if n := c.o.Newest; n > 0 && len(listed) > n {
+		listed = listed[len(listed)-n:]
+	}
+	return listed, nil
+}
+
+// maxTries bounds how often others may come in between.
+const maxTries = 16
+
+// point copies one recovery point. What somebody writes to the destination's
+// log meanwhile, a fence above all, may change what can be relied on: then
+// everything is looked at again, and what was moved is found there.
+func (c *copying) point(ctx context.Context, source []machinelog.Record, p machinelog.Record) error {
+	mid := c.from.Machine.ID
+	for range maxTries {
+		there, err := c.to.log.Read(ctx)
+		if err != nil {
+			return err
+		}
+		c.referenced = nil
+		plan, err := transfer.NewPlan(source, there, p)
+		if err != nil {
+			return err
+		}
+		switch {
+		case plan.Present:
+			c.res.Present++
+			return nil
+		case plan.Deleted:
+			c.res.Deleted++
+			return nil
+		}
+		mf, err := c.src.Manifest(ctx, Point{ID: p.Point, Machine: mid, Sequence: p.N, Birth: p.Birth(), Origin: p.Origin, manifestDigest: p.Manifest})
+		if err != nil {
+			return err
+		}
+		if err := c.move(ctx, plan, p, mf); err != nil {
+			return err
+		}
+		e := machinelog.Entry{N: int64(len(there)), Kind: machinelog.Commit, Point: p.Point, Manifest: p.Manifest, Parent: plan.Parent}
+		e.SetBirth(p.Birth())
+		if mf.Repository != c.dst.cfg.ID {
+			e.Origin = mf.Repository
+		}
+		err = c.to.log.Append(ctx, there, e, *c.dst.writer, c.dst.clock())
+		if errors.Is(err, store.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		return c.readBack(ctx, plan, p, mf)
+	}
+	return fmt.Errorf("the destination's log went on %d times meanwhile: %w", maxTries, ErrConflict)
+}
+
+// move makes durable in the destination all that the recovery point needs.
+func (c *copying) move(ctx context.Context, plan transfer.Plan, p machinelog.Record, mf *Manifest) error {
+	var trees []*blockmap.Tree
+	for _, d := range mf.Disks {
+		t, err := c.from.openTree(d)
+		if err != nil {
+			return err
+		}
+		trees = append(trees, t)
+	}
+	if err := c.objects.Objects(ctx, plan, trees); err != nil {
+		return err
+	}
+	if err := c.headers(ctx, mf); err != nil {
+		return err
+	}
+	return c.objects.Manifest(ctx, p.Point, func(raw []byte) error {
+		if digestOf(raw) != p.Manifest {
+			return fmt.Errorf("it is not the manifest that was committed: %w", format.ErrCorrupt)
+		}
+		return nil
+	})
+}
+
+func (c *copying) headers(ctx context.Context, mf *Manifest) error {
+	for _, d := range mf.Disks {
+		for _, h := range d.Headers {
+			if !format.ValidID(h.ID) {
+				return &DamageError{Object: format.ManifestKey(mf.Machine, mf.Point), Machine: mf.Machine, Err: format.ErrCorrupt}
+			}
+			if err := c.objects.Header(ctx, h.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readBack looks at what was committed as a reader does. Header copies and the
+// manifest have one name only: where a reclaim's late deletion may have met
+// them, they are brought again.
+func (c *copying) readBack(ctx context.Context, plan transfer.Plan, p machinelog.Record, mf *Manifest) error {
+	if p.Birth() <= plan.Fence {
+		if err := c.move(ctx, plan, p, mf); err != nil {
+			return fmt.Errorf("read back: %w", err)
+		}
+	}
+	points, err := c.dst.Points(ctx, mf.Machine)
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		return fmt.Errorf("read back: %w", err)
+	}
+	i := slices.IndexFunc(points, func(x Point) bool { return x.ID == mf.Point })
+	if i < 0 {
+		return fmt.Errorf("read back: %w", ErrConflict)
+	}
+	if _, err := c.dst.Manifest(ctx, points[i]); err != nil {
+		return fmt.Errorf("read back: %w", err)
+	}
+	c.res.Points = append(c.res.Points, mf.Point)
+	return nil
+}
+
+// isReferenced says whether a listed recovery point of the destination refers
+// to an object; it reads all their maps, once.
+func (c *copying) isReferenced(ctx context.Context, key string) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.referenced == nil {
+		points, err := c.dst.Points(ctx, c.to.Machine.ID)
+		if err != nil {
+			return false, nil // with a damaged log nothing is sure
+		}
+		refs := transfer.NewReferences(-1)
+		for _, p := range points {
+			mf, err := c.dst.Manifest(ctx, p)
+			if err != nil {
+				continue
+			}
+			for _, d := range mf.Disks {
+				t, err := c.to.openTree(d)
+				if err == nil {
+					err = refs.Add(ctx, t)
+				}
+				if err != nil && !errors.Is(err, ErrDamaged) {
+					return false, err
+				}
+			}
+		}
+		c.referenced = map[string]bool{}
+		refs.Keys(c.to.Machine.ID, func(key string, _ int64) { c.referenced[key] = true })
+	}
+	return c.referenced[key], nil
+}
+
+// sidecars copies the statements that the destination lacks: about recovery
+// points that it lists, and about the machine. They come and go by themselves,
+// so they are compared on every copy.
+func (c *copying) sidecars(ctx context.Context) error {
+	points, err := c.dst.Points(ctx, c.to.Machine.ID)
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	listed := map[string]bool{MachineSidecars: true}
+	for _, p := range points {
+		listed[p.ID] = true
+	}
+	problems, err := c.objects.Sidecars(ctx,
+		func(point, name string) bool { return listed[point] || strings.HasPrefix(name, SidecarCertificate+"-") },
+		c.from.checkSidecar)
+	for _, p := range problems {
+		c.res.Problems = append(c.res.Problems, p.Error())
+	}
+	return err
+}
+
+// checkSidecar checks that a statement is authentic where it lies.
+func (m *machine) checkSidecar(key string, raw []byte) error {
+	name := key[strings.LastIndexByte(key, '/')+1:]
+	at := strings.LastIndexByte(name, '-')
+	if at < 1 {
+		return format.ErrCorrupt
+	}
+	_, err := envelope.OpenFrame(raw, format.KindSidecar, m.sidecarKeyFor(name[:at]), []byte(key))
+	return err
+}
+
+// putMachine wraps a machine's keys that come from elsewhere. Where the log is
+// there and the record is lost, these have to be the log's keys.
+func (r *Repository) putMachine(ctx context.Context, rec machineRecord) error {
+	mid := rec.ID
+	m, err := r.newMachine(machineRecord{Machine: rec.Machine, Metadata: bytes.Clone(rec.Metadata), Content: bytes.Clone(rec.Content)})
+	if err != nil {
+		return err
+	}
+	defer m.Wipe()
+	records, err := m.log.Read(ctx)
+	if err != nil {
+		return err
+	}
+	if len(records) > 0 && !slices.ContainsFunc(records, func(x machinelog.Record) bool { return x.Err == nil }) {
+		return fmt.Errorf("the destination has a log that these keys do not open: %w", ErrOtherKeys)
+	}
+	body, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	defer envelope.Wipe(body)
+	key := format.MachineKey(mid)
+	frame, err := envelope.SealFrame(format.KindMachine, r.dekKey(), []byte(key), body)
+	if err != nil {
+		return err
+	}
+	if err := twin.Put(ctx, r.st, key, frame); err != nil && !errors.Is(err, store.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func (r machineRecord) wipe() {
+	envelope.Wipe(r.Metadata)
+	envelope.Wipe(r.Content)
+}
+
+// machineRecord reads a machine's keys; the caller wipes them.
+func (r *Repository) machineRecord(ctx context.Context, mid string) (rec machineRecord, err error) {
+	key := format.MachineKey(mid)
+	_, err = twin.Get(ctx, r.st, key, func(raw []byte) error {
+		body, err := envelope.OpenFrame(raw, format.KindMachine, r.dekKey(), []byte(key))
+		if err != nil {
+			return err
+		}
+		defer envelope.Wipe(body)
+		rec = machineRecord{}
+		if err := json.Unmarshal(body, &rec); err != nil {
+			return err
+		}
+		if rec.ID != mid {
+			return fmt.Errorf("record of machine %s: %w", rec.ID, format.ErrCorrupt)
+		}
+		return nil
+	})
+	return rec, err
+}
