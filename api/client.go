@@ -145,6 +145,11 @@ func (c *Client) Machine(ctx context.Context, name string) (MachineDetail, error
 	return call[MachineDetail](ctx, c, http.MethodGet, nil, nil, "machines", name)
 }
 
+// ChangeMachine says where disks of a machine lie from now on.
+func (c *Client) ChangeMachine(ctx context.Context, name string, m MachineChange) (MachineDetail, error) {
+	return call[MachineDetail](ctx, c, http.MethodPatch, m, nil, "machines", name)
+}
+
 // RemoveMachine removes a machine that has no recovery points.
 func (c *Client) RemoveMachine(ctx context.Context, name string) error {
 	return c.send(ctx, http.MethodDelete, nil, nil, nil, "machines", name)

@@ -57,6 +57,10 @@ func TestMethodsCallThePathsOfTheContract(t *testing.T) {
 		{func() error { _, err := c.Machines(ctx); return err }, "GET /v1/machines", ""},
 		{func() error { _, err := c.CreateMachine(ctx, MachineCreate{Name: "a"}); return err }, "POST /v1/machines", `{"name":"a","disks":null}`},
 		{func() error { _, err := c.Machine(ctx, "a b"); return err }, "GET /v1/machines/a%20b", ""},
+		{func() error {
+			_, err := c.ChangeMachine(ctx, "a", MachineChange{Disks: []DiskDef{{ID: "d", Source: "/s"}}, RemoveDisks: []string{"e"}})
+			return err
+		}, "PATCH /v1/machines/a", `{"disks":[{"id":"d","source":"/s"}],"remove_disks":["e"]}`},
 		{func() error { return c.RemoveMachine(ctx, "a") }, "DELETE /v1/machines/a", ""},
 		{func() error { _, err := c.Volumes(ctx, "a", ""); return err }, "GET /v1/machines/a/volumes", ""},
 		{func() error { _, err := c.Volumes(ctx, "a", "p&q"); return err }, "GET /v1/machines/a/volumes?point=p%26q", ""},

@@ -23,6 +23,13 @@ type MachineCreate struct {
 	Disks []DiskDef `json:"disks" minItems:"1"`
 }
 
+// MachineChange says where disks of a machine lie from now on. Disks that it
+// does not name stay as they are.
+type MachineChange struct {
+	Disks       []DiskDef `json:"disks,omitempty" doc:"disks that lie elsewhere now, or are new"`
+	RemoveDisks []string  `json:"remove_disks,omitempty" doc:"ids of disks that are backed up no more; what is stored of them stays"`
+}
+
 // MachineDetail is a machine with what its disks show now.
 type MachineDetail struct {
 	Machine

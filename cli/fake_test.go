@@ -219,6 +219,14 @@ func (f *fake) machines(mux *http.ServeMux) {
 		latest := fakePoints()[0]
 		answer(w, 200, api.MachineDetail{Machine: machine, State: api.StateUnrecoverable, Points: 3, Latest: &latest, Live: live})
 	})
+	mux.HandleFunc("PATCH /v1/machines/{name}", func(w http.ResponseWriter, r *http.Request) {
+		if r.PathValue("name") != "web01" {
+			refuse(w, notFound("machine", r.PathValue("name")))
+			return
+		}
+		m := body[api.MachineChange](f, r)
+		answer(w, 200, api.MachineDetail{Machine: api.Machine{ID: machine.ID, Name: machine.Name, Created: at(0), Disks: m.Disks}, State: api.StateProven, Live: live[:1]})
+	})
 	mux.HandleFunc("DELETE /v1/machines/{name}", func(w http.ResponseWriter, r *http.Request) {
 		if r.PathValue("name") == "db01" {
 			refuse(w, api.Error{Status: 409, Title: "Conflict", Detail: "remove machine: db01 has 1 recovery point", Exit: 4, Hint: "delete its recovery points first", Items: []string{dbPoint}})

@@ -15,6 +15,8 @@ import (
 type point struct {
 	ID           string   `json:"id"`
 	State        string   `json:"state"`
+	Transfer     string   `json:"transfer"`
+	Parent       string   `json:"parent"`
 	Why          []string `json:"why"`
 	SelfOpening  bool     `json:"self_opening"`
 	ChangedBytes int64    `json:"changed_bytes"`

@@ -25,7 +25,7 @@ func Commands(r *shell.Run) []*cobra.Command {
 
 func (a group) machineCommand() *cobra.Command {
 	return a.Group("machine", "Protected machines", shell.GroupStart, "lockstep machine list",
-		a.machineAdd(), a.machineList(), a.machineShow(), a.machineRemove())
+		a.machineAdd(), a.machineChange(), a.machineList(), a.machineShow(), a.machineRemove())
 }
 
 func (a group) machineAdd() *cobra.Command {
@@ -41,25 +41,9 @@ is detached names it with ,header=FILE.`,
 		Args:    cobra.ExactArgs(1),
 		Run: func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			m := api.MachineCreate{Name: args[0]}
-			seen := map[string]bool{}
-			for _, s := range disks {
-				d, err := parseDisk(s)
-				if err != nil {
-					return shell.UsageError(cmd, "machine add: %v", err)
-				}
-				if seen[d.ID] {
-					return shell.UsageError(cmd, "machine add: disk %s is named twice", d.ID)
-				}
-				seen[d.ID] = true
-				if d.Source, err = a.EnginePath(cmd, d.Source); err != nil {
-					return err
-				}
-				if d.Header != "" {
-					if d.Header, err = a.EnginePath(cmd, d.Header); err != nil {
-						return err
-					}
-				}
-				m.Disks = append(m.Disks, d)
+			var err error
+			if m.Disks, err = a.disks(cmd, disks); err != nil {
+				return err
 			}
 			if len(m.Disks) == 0 {
 				return shell.UsageError(cmd, "machine add: a machine needs at least one --disk ID=SOURCE")
@@ -88,6 +72,73 @@ is detached names it with ,header=FILE.`,
 		},
 	})
 	cmd.Flags().StringArrayVar(&disks, "disk", nil, "a disk, `ID=SOURCE[,header=FILE]`; once for each disk")
+	return cmd
+}
+
+// disks reads --disk flags; the engine finds the paths from its own folder.
+func (a group) disks(cmd *cobra.Command, flags []string) ([]api.DiskDef, error) {
+	var defs []api.DiskDef
+	seen := map[string]bool{}
+	for _, s := range flags {
+		d, err := parseDisk(s)
+		if err != nil {
+			return nil, shell.UsageError(cmd, "machine %s: %v", cmd.Name(), err)
+		}
+		if seen[d.ID] {
+			return nil, shell.UsageError(cmd, "machine %s: disk %s is named twice", cmd.Name(), d.ID)
+		}
+		seen[d.ID] = true
+		if d.Source, err = a.EnginePath(cmd, d.Source); err != nil {
+			return nil, err
+		}
+		if d.Header != "" {
+			if d.Header, err = a.EnginePath(cmd, d.Header); err != nil {
+				return nil, err
+			}
+		}
+		defs = append(defs, d)
+	}
+	return defs, nil
+}
+
+func (a group) machineChange() *cobra.Command {
+	var disks, remove []string
+	cmd := a.Leaf(shell.Command{
+		Use:   "change NAME [--disk ID=SOURCE[,header=FILE] …] [--remove-disk ID …]",
+		Short: "Say where a machine's disks lie from now on",
+		Long: `Disks that are named have this source from now on, or are new; the others stay
+as they are. The recovery points keep what they have: the next one holds the
+disks as they are then, and stores what differs.`,
+		Example: "lockstep machine change web01 --disk vda=/srv/new/web01.img",
+		Exits:   []int{api.ExitRefused, api.ExitBusy},
+		Args:    cobra.ExactArgs(1),
+		Run: func(ctx context.Context, cmd *cobra.Command, args []string) error {
+			defs, err := a.disks(cmd, disks)
+			if err != nil {
+				return err
+			}
+			if len(defs)+len(remove) == 0 {
+				return shell.UsageError(cmd, "machine change: name what changes: --disk ID=SOURCE or --remove-disk ID")
+			}
+			return a.WithClient(ctx, func(c *api.Client) error {
+				d, err := c.ChangeMachine(ctx, args[0], api.MachineChange{Disks: defs, RemoveDisks: remove})
+				if err != nil {
+					return shell.OperationError("machine change", err)
+				}
+				a.Emit(d, func(w io.Writer) {
+					if a.Quiet {
+						return
+					}
+					_, _ = fmt.Fprintf(w, "machine %s has %s from now on\n\n", screen.CleanLine(d.Name), screen.Count(len(d.Disks), "disk", "disks"))
+					show.Disks(w, a.Style, d.Live)
+				})
+				a.WarnAll(d.Warnings)
+				return nil
+			})
+		},
+	})
+	cmd.Flags().StringArrayVar(&disks, "disk", nil, "a disk and where it lies, `ID=SOURCE[,header=FILE]`; once for each disk")
+	cmd.Flags().StringArrayVar(&remove, "remove-disk", nil, "`ID` of a disk that is backed up no more; once for each disk")
 	return cmd
 }
 

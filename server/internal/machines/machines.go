@@ -27,6 +27,7 @@ func Register(f *frame.Frame) {
 	frame.Route(f, "list-machines", http.MethodGet, "/v1/machines", "List the protected machines", s.listMachines)
 	frame.Route(f, "create-machine", http.MethodPost, "/v1/machines", "Enrol a machine", s.createMachine)
 	frame.Route(f, "get-machine", http.MethodGet, "/v1/machines/{name}", "Show a machine and its disks as they are now", s.getMachine)
+	frame.Route(f, "change-machine", http.MethodPatch, "/v1/machines/{name}", "Change where a machine's disks lie", s.changeMachine)
 	frame.Route(f, "remove-machine", http.MethodDelete, "/v1/machines/{name}", "Remove a machine without recovery points", s.removeMachine, frame.Status(http.StatusNoContent))
 }
 
@@ -77,20 +78,28 @@ func (s routes) enrol(ctx context.Context, req api.MachineCreate, e audit.Event)
 	} else if !errors.Is(err, catalog.ErrNotFound) {
 		return d, err
 	}
-	sources := map[string]string{}
 	for _, def := range req.Disks {
+		m.Disks = append(m.Disks, catalog.MachineDisk{ID: def.ID, Source: def.Source, Header: def.Header})
+	}
+	return s.keep(ctx, c, m, e)
+}
+
+// keep checks the disks of a machine as they are now, records e as begun, and
+// puts the machine into the catalog.
+func (s routes) keep(ctx context.Context, c *catalog.Catalog, m catalog.Machine, e audit.Event) (d api.MachineDetail, err error) {
+	sources, ids := map[string]string{}, map[string]bool{}
+	for _, def := range m.Disks {
 		switch {
 		case !diskName.MatchString(def.ID):
 			return d, frame.Usage("disk id %q: only letters, digits, '.', '_' and '-' can be used", def.ID)
 		case def.Source == "":
 			return d, frame.Usage("disk %s has no source", def.ID)
-		case slices.ContainsFunc(m.Disks, func(o catalog.MachineDisk) bool { return o.ID == def.ID }):
+		case ids[def.ID]:
 			return d, frame.Usage("disk %s is named twice", def.ID)
 		case sources[def.Source] != "":
 			return d, frame.Usage("disks %s and %s are the same source", sources[def.Source], def.ID)
 		}
-		sources[def.Source] = def.ID
-		m.Disks = append(m.Disks, catalog.MachineDisk{ID: def.ID, Source: def.Source, Header: def.Header})
+		sources[def.Source], ids[def.ID] = def.ID, true
 	}
 	var warnings []string
 	live := make([]api.DiskView, 0, len(m.Disks))
@@ -107,6 +116,9 @@ func (s routes) enrol(ctx context.Context, req api.MachineCreate, e audit.Event)
 		return d, err
 	}
 	for _, o := range others {
+		if o.ID == m.ID {
+			continue
+		}
 		for _, od := range o.Disks {
 			if id := sources[od.Source]; id != "" {
 				warnings = append(warnings, fmt.Sprintf("%s: %s is also disk %s of machine %s", id, od.Source, od.ID, o.Name))
@@ -124,6 +136,72 @@ func (s routes) enrol(ctx context.Context, req api.MachineCreate, e audit.Event)
 	}
 	d.Live, d.Warnings = live, warnings
 	return d, nil
+}
+
+type changeRequest struct {
+	frame.MachinePath
+	Body api.MachineChange
+}
+
+func (s routes) changeMachine(ctx context.Context, req *changeRequest) (*frame.Out[api.MachineDetail], error) {
+	e := audit.Event{Action: "machine.change", Object: req.Name}
+	return frame.Audited(ctx, s.Frame, e, func() (*frame.Out[api.MachineDetail], error) {
+		d, err := s.change(ctx, req.Name, req.Body, e)
+		if err != nil {
+			return nil, fmt.Errorf("change machine %s: %w", req.Name, err)
+		}
+		return &frame.Out[api.MachineDetail]{Body: d}, nil
+	})
+}
+
+// change replaces the sources of the disks named, adds disks that are new and
+// takes away those to be removed. What is stored of them stays.
+func (s routes) change(ctx context.Context, name string, req api.MachineChange, e audit.Event) (d api.MachineDetail, err error) {
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		return d, err
+	}
+	m, err := s.Machine(ctx, c, name)
+	if err != nil {
+		return d, err
+	}
+	// A backup that runs has read where the disks are.
+	lock, err := s.Lock(m, "change of the machine")
+	if err != nil {
+		return d, err
+	}
+	defer lock.Release()
+	m.Disks = slices.Clone(m.Disks)
+	at := func(id string) int {
+		return slices.IndexFunc(m.Disks, func(o catalog.MachineDisk) bool { return o.ID == id })
+	}
+	seen := map[string]bool{}
+	for _, def := range req.Disks {
+		if seen[def.ID] {
+			return d, frame.Usage("disk %s is named twice", def.ID)
+		}
+		seen[def.ID] = true
+		now := catalog.MachineDisk{ID: def.ID, Source: def.Source, Header: def.Header}
+		if i := at(def.ID); i >= 0 {
+			m.Disks[i] = now
+		} else {
+			m.Disks = append(m.Disks, now)
+		}
+	}
+	for _, id := range req.RemoveDisks {
+		i := at(id)
+		if i < 0 {
+			return d, frame.Usage("the machine has no disk %s", id)
+		}
+		if seen[id] {
+			return d, frame.Usage("disk %s is to be changed and removed", id)
+		}
+		m.Disks = slices.Delete(m.Disks, i, i+1)
+	}
+	if len(m.Disks) == 0 {
+		return d, frame.Usage("a machine needs at least one disk")
+	}
+	return s.keep(ctx, c, m, e)
 }
 
 // newID draws 128 random bits as 32 hex digits.
