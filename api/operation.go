@@ -21,6 +21,8 @@ type RestoreRequest struct {
 	Targets []RestoreTarget `json:"targets" minItems:"1"`
 	Format  string          `json:"format,omitempty" doc:"raw"`
 	Force   bool            `json:"force,omitempty"`
+	// KeepGoing is for what is left of damaged data.
+	KeepGoing bool `json:"keep_going,omitempty" doc:"write zeroes where stored data is damaged, and list it, instead of failing"`
 }
 
 // RestoreTarget is where one disk goes.
@@ -53,7 +55,16 @@ type RestoredDisk struct {
 	WrittenBytes int64   `json:"written_bytes"`
 	ContentRoot  string  `json:"content_root"`
 	UnreadRanges []Range `json:"unread_ranges,omitempty"`
-	Seconds      float64 `json:"duration_seconds"`
+	// Damaged is by offset, and empty but with KeepGoing.
+	Damaged []DamagedRange `json:"damaged_ranges,omitempty" doc:"ranges that are zeroes because stored data is damaged"`
+	Seconds float64        `json:"duration_seconds"`
+}
+
+// DamagedRange is a range of a disk whose stored data is damaged.
+type DamagedRange struct {
+	Range
+	Object string `json:"object,omitempty" doc:"key in the store"`
+	Error  string `json:"error"`
 }
 
 // VerifyRequest reads back and compares; no points means all.

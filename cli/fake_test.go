@@ -458,10 +458,19 @@ func (f *fake) work(mux *http.ServeMux) {
 			}})
 			return
 		}
-		f.start(w, api.Job{Kind: "restore", JobResult: api.JobResult{Restore: &api.RestoreResult{
+		j := api.Job{Kind: "restore", JobResult: api.JobResult{Restore: &api.RestoreResult{
 			Point: midPoint, State: api.StateProven, Keys: []api.PointKey{{Disk: "vda", Volume: "p2", State: api.StateProven, Opens: []string{oldRef}}},
 			Disks: []api.RestoredDisk{{ID: "vda", Target: q.Targets[0].Target, SizeBytes: 8 << 30, WrittenBytes: 3 << 30, ContentRoot: "b3:1234", Seconds: 21.5}},
-		}}})
+		}}}
+		if strings.Contains(q.Targets[0].Target, "damaged") {
+			if !q.KeepGoing {
+				refuse(w, api.Error{Status: 500, Title: "damaged", Detail: "restore disk vda: read seg/aa/01: authentication failed", Exit: 6})
+				return
+			}
+			j.Exit = 6
+			j.Restore.Disks[0].Damaged = []api.DamagedRange{{Range: api.Range{Offset: 65536, Length: 131072}, Object: "seg/aa/01", Error: "authentication failed"}}
+		}
+		f.start(w, j)
 	})
 	mux.HandleFunc("POST /v1/verifications", func(w http.ResponseWriter, r *http.Request) {
 		j := api.Job{Kind: "verify", JobResult: api.JobResult{Verify: &api.VerifyResult{Points: 3, Objects: 120, ReadBytes: 9 << 30}}}

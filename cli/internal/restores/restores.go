@@ -3,14 +3,17 @@ package restores
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cli/internal/files"
 	"github.com/lockstep-backup/lockstep/cli/internal/screen"
 	"github.com/lockstep-backup/lockstep/cli/internal/shell"
 	"github.com/lockstep-backup/lockstep/cli/internal/show"
@@ -27,12 +30,17 @@ func Commands(r *shell.Run) []*cobra.Command {
 func (a group) restoreCommand() *cobra.Command {
 	var r api.RestoreRequest
 	var disks []string
+	var list string
 	cmd := a.Leaf(shell.Command{
 		Use:   "restore POINT --disk ID=TARGET [--disk …] [--force]",
 		Short: "Write disks back, still encrypted",
 		Long: `TARGET is an image file or a block device; the host on which the engine runs
 opens it. Every byte is verified before it is written, and the whole afterwards.
-A target that holds something is refused without --force.`,
+A target that holds something is refused without --force.
+
+Damaged data ends it. With --keep-going there are zeroes in its place, all the
+rest is written, and the exit status is 6; --damage-list makes a JSON file of
+what is missing.`,
 		Example: "lockstep restore web01@latest --disk vda=/srv/restore/web01.img",
 		Exits:   []int{api.ExitNotProven, api.ExitRefused, api.ExitDamaged, api.ExitTarget},
 		Args:    cobra.ExactArgs(1),
@@ -59,6 +67,13 @@ A target that holds something is refused without --force.`,
 				return shell.UsageError(cmd, "restore: name at least one --disk ID=TARGET")
 			case r.Format != "raw":
 				return shell.UsageError(cmd, "restore: --format is raw")
+			case list != "" && !r.KeepGoing:
+				return shell.UsageError(cmd, "restore: --damage-list is for --keep-going")
+			}
+			if list != "" {
+				if _, err := os.Lstat(list); err == nil {
+					return fmt.Errorf("restore: %w", &os.PathError{Op: "create", Path: list, Err: os.ErrExist})
+				}
 			}
 			return a.WithClient(ctx, func(c *api.Client) error {
 				j, err := a.RunJob(ctx, c, "restore", "targets that were new files are removed, others are not complete",
@@ -71,6 +86,9 @@ A target that holds something is refused without --force.`,
 				case err == nil && j.Restore == nil:
 					err = errors.New("restore: the job ended without a result")
 				case err == nil:
+					if list != "" {
+						err = writeDamage(list, *j.Restore)
+					}
 					a.Emit(j.Restore, func(w io.Writer) { a.printRestored(w, *j.Restore) })
 				}
 				return err
@@ -81,6 +99,8 @@ A target that holds something is refused without --force.`,
 	f := cmd.Flags()
 	f.StringArrayVar(&disks, "disk", nil, "a disk and where it goes, `ID=TARGET`; once for each disk")
 	f.StringVar(&r.Format, "format", "raw", "`FORMAT` of the target: raw")
+	f.BoolVar(&r.KeepGoing, "keep-going", false, "write zeroes where stored data is damaged, and go on")
+	f.StringVar(&list, "damage-list", "", "`FILE` to make, for what --keep-going could not write")
 	f.BoolVar(&r.Force, "force", false, "write over what the target holds")
 	return cmd
 }
@@ -100,6 +120,7 @@ func (a group) printRestored(w io.Writer, r api.RestoreResult) {
 				screen.Count(len(d.UnreadRanges), "range", "ranges"), screen.Size(show.RangeBytes(d.UnreadRanges)))
 		}
 	}
+	a.printDamaged(w, r)
 	if len(r.Keys) == 0 {
 		return
 	}
@@ -113,4 +134,60 @@ func (a group) printRestored(w io.Writer, r api.RestoreResult) {
 		t.Add(screen.Text(k.Disk+"/"+k.Volume), screen.Painted(k.State, screen.StateColour(k.State)), opens)
 	}
 	t.Print(w, a.Style)
+}
+
+// printDamaged lists what is zero in the targets.
+func (a group) printDamaged(w io.Writer, r api.RestoreResult) {
+	const most = 20 // for people; the rest is in the JSON
+	t := screen.NewTable("  ", "DISK", "RANGE", "SIZE", "OBJECT", "ERROR")
+	n := 0
+	for _, d := range r.Disks {
+		for _, x := range d.Damaged {
+			if n++; n <= most {
+				t.Add(screen.Text(d.ID), screen.Text(fmt.Sprintf("%d+%d", x.Offset, x.Length)), screen.Number(screen.Size(x.Length)), screen.Text(x.Object), screen.Text(x.Error))
+			}
+		}
+	}
+	if n == 0 {
+		return
+	}
+	_, _ = fmt.Fprintf(w, "\n%s, zeroes in the targets:\n\n", a.Style.Paint(screen.Alarm, "DAMAGED in "+screen.Count(n, "range", "ranges")))
+	t.Print(w, a.Style)
+	if n > most {
+		_, _ = fmt.Fprintf(w, "  and %d more; -o json and --damage-list have all of them\n", n-most)
+	}
+}
+
+// damageList is what --damage-list makes: the disks that were restored, and
+// what of each is zero although data was stored there.
+type damageList struct {
+	Point string        `json:"point"`
+	Disks []damagedDisk `json:"disks"`
+}
+
+type damagedDisk struct {
+	Disk      string             `json:"disk"`
+	Target    string             `json:"target"`
+	SizeBytes int64              `json:"size_bytes"`
+	Damaged   []api.DamagedRange `json:"damaged_ranges"`
+}
+
+func writeDamage(path string, r api.RestoreResult) error {
+	list := damageList{Point: r.Point, Disks: []damagedDisk{}}
+	for _, d := range r.Disks {
+		ranges := d.Damaged
+		if ranges == nil {
+			ranges = []api.DamagedRange{}
+		}
+		list.Disks = append(list.Disks, damagedDisk{d.ID, d.Target, d.SizeBytes, ranges})
+	}
+	err := files.CreateNew(path, func(w io.Writer) error {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(list)
+	})
+	if err != nil {
+		return fmt.Errorf("restore: the disks are written, the damage list is not: %w", err)
+	}
+	return nil
 }

@@ -2,9 +2,11 @@ package command
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -27,24 +29,31 @@ type restoreDoc struct {
 }
 
 type restoredDoc struct {
-	Disk        string  `json:"disk"`
-	Target      string  `json:"target"`
-	Size        int64   `json:"size_bytes"`
-	Written     int64   `json:"written_bytes"`
-	ContentRoot string  `json:"content_root"`
-	Unread      int     `json:"unread_ranges,omitempty"`
-	Seconds     float64 `json:"duration_seconds"`
+	Disk        string `json:"disk"`
+	Target      string `json:"target"`
+	Size        int64  `json:"size_bytes"`
+	Written     int64  `json:"written_bytes"`
+	ContentRoot string `json:"content_root"`
+	Unread      int    `json:"unread_ranges,omitempty"`
+	// Damaged are zeroes in the target; only with --keep-going.
+	Damaged []api.DamagedRange `json:"damaged_ranges,omitempty"`
+	Seconds float64            `json:"duration_seconds"`
 }
 
 func (a *app) restoreCommand() *cobra.Command {
 	var disks []string
-	var force bool
+	var force, keepGoing bool
+	var list string
 	cmd := a.command(verb{
 		use:   "restore POINT --disk ID=TARGET [--disk …] [--force]",
 		short: "Write disks back, still encrypted",
 		long: `TARGET is a new or empty image file, or a block device. Every byte is verified
 before it is written, and the whole disk afterwards. A target that holds
-something is refused without --force.`,
+something is refused without --force.
+
+Damaged data ends it. With --keep-going there are zeroes in its place, all the
+rest is written, and the exit status is 6; --damage-list makes a JSON file of
+what is missing.`,
 		example: "lockstep-recover restore web01@latest --disk vda=/srv/web01.img --repository /mnt/repository --identity kit.txt",
 		exits:   []int{api.ExitNotProven, api.ExitTarget},
 		args:    1,
@@ -53,12 +62,22 @@ something is refused without --force.`,
 			if err != nil {
 				return err
 			}
+			if list != "" {
+				if !keepGoing {
+					return usagef("--damage-list is for --keep-going")
+				}
+				if _, err := os.Lstat(list); err == nil {
+					return &os.PathError{Op: "create", Path: list, Err: os.ErrExist}
+				}
+			}
 			return a.withPoint(ctx, args[0], func(r *rescue.Rescue, p *rescue.Point) error {
-				return a.restore(ctx, r, p, targets, force)
+				return a.restore(ctx, r, p, targets, force, keepGoing, list)
 			})
 		},
 	})
 	cmd.Flags().StringArrayVar(&disks, "disk", nil, "a disk and where it goes, `ID=TARGET`; once for each disk")
+	cmd.Flags().BoolVar(&keepGoing, "keep-going", false, "write zeroes where stored data is damaged, and go on")
+	cmd.Flags().StringVar(&list, "damage-list", "", "`FILE` to make, for what --keep-going could not write")
 	cmd.Flags().BoolVar(&force, "force", false, "write over what the target holds")
 	return cmd
 }
@@ -78,14 +97,14 @@ func parseTargets(disks []string) ([]restore.Target, error) {
 	return out, nil
 }
 
-func (a *app) restore(ctx context.Context, r *rescue.Rescue, p *rescue.Point, targets []restore.Target, force bool) error {
+func (a *app) restore(ctx context.Context, r *rescue.Rescue, p *rescue.Point, targets []restore.Target, force, keepGoing bool, list string) error {
 	bar := a.progress()
 	done, err := restore.Run(ctx, restore.Request{
 		Repository: r.Repository(), Manifest: p.Manifest, Targets: targets,
 		Open: func(ctx context.Context, spec string, size int64, o target.Options) (target.Disk, error) {
 			return image.Opener{}.Open(ctx, spec, size, o)
 		},
-		Options: target.Options{Force: force}, Progress: bar.show,
+		Options: target.Options{Force: force}, KeepGoing: keepGoing, Progress: bar.show,
 	})
 	bar.end()
 	if err != nil {
@@ -97,9 +116,19 @@ func (a *app) restore(ctx context.Context, r *rescue.Rescue, p *rescue.Point, ta
 		doc.Warnings = append(doc.Warnings, fmt.Sprintf(format, args...))
 	}
 	for _, d := range done {
-		doc.Disks = append(doc.Disks, restoredDoc{d.ID, d.Target, d.Size, d.Written, d.ContentRoot, len(d.Unread), d.Seconds})
+		doc.Disks = append(doc.Disks, restoredDoc{d.ID, d.Target, d.Size, d.Written, d.ContentRoot, len(d.Unread), damagedRanges(d), d.Seconds})
 		for _, u := range d.Unread {
 			warn(api.ExitDamaged, "disk %s: %d bytes at %d could not be read when the recovery point was made; they are zero now", d.ID, u.Length, u.Offset)
+		}
+	}
+	for _, d := range doc.Disks {
+		if len(d.Damaged) > 0 {
+			warn(api.ExitDamaged, "disk %s is damaged in the repository: %d ranges of it are zeroes in %s", d.Disk, len(d.Damaged), d.Target)
+		}
+	}
+	if list != "" {
+		if err := writeDamage(list, doc); err != nil {
+			return err
 		}
 	}
 	for _, d := range p.Manifest.Disks {
@@ -118,8 +147,19 @@ func (a *app) restore(ctx context.Context, r *rescue.Rescue, p *rescue.Point, ta
 	}
 	a.emit(doc, func(w io.Writer) {
 		for _, d := range doc.Disks {
-			_, _ = fmt.Fprintf(w, "disk %s is back in %s: %s, %s written, content root %s… verified\n",
-				clean(d.Disk), clean(d.Target), sizeText(d.Size), sizeText(d.Written), d.ContentRoot[:min(12, len(d.ContentRoot))])
+			verdict := "content root " + d.ContentRoot[:min(12, len(d.ContentRoot))] + "… verified"
+			if len(d.Damaged) > 0 {
+				verdict = "DAMAGED"
+			}
+			_, _ = fmt.Fprintf(w, "disk %s is back in %s: %s, %s written, %s\n",
+				clean(d.Disk), clean(d.Target), sizeText(d.Size), sizeText(d.Written), verdict)
+			for i, x := range d.Damaged {
+				if i == mostDamaged {
+					_, _ = fmt.Fprintf(w, "  and %d more; -o json and --damage-list have all of them\n", len(d.Damaged)-i)
+					break
+				}
+				_, _ = fmt.Fprintf(w, "  zeroes at %d, %d bytes: %s: %s\n", x.Offset, x.Length, clean(x.Object), clean(x.Error))
+			}
 		}
 		if len(p.Volumes) > 0 {
 			_, _ = fmt.Fprintf(w, "next: lockstep-recover secrets %s --to NEW-FOLDER\n", p.ID[:min(12, len(p.ID))])
@@ -127,6 +167,56 @@ func (a *app) restore(ctx context.Context, r *rescue.Rescue, p *rescue.Point, ta
 	})
 	for _, t := range doc.Warnings {
 		a.warnf("warning: %s", t)
+	}
+	return nil
+}
+
+// mostDamaged bounds the list for people.
+const mostDamaged = 20
+
+func damagedRanges(d restore.Disk) (out []api.DamagedRange) {
+	for _, x := range d.Damaged {
+		out = append(out, api.DamagedRange{
+			Range: api.Range{Offset: x.Range.Offset, Length: x.Range.Length}, Object: x.Object, Error: x.Err.Error(),
+		})
+	}
+	return out
+}
+
+// damageList is what --damage-list makes, as lockstep does.
+type damageList struct {
+	Point string        `json:"point"`
+	Disks []damagedDisk `json:"disks"`
+}
+
+type damagedDisk struct {
+	Disk    string             `json:"disk"`
+	Target  string             `json:"target"`
+	Size    int64              `json:"size_bytes"`
+	Damaged []api.DamagedRange `json:"damaged_ranges"`
+}
+
+// writeDamage makes a new file, for its owner alone.
+func writeDamage(path string, doc restoreDoc) error {
+	list := damageList{Point: doc.Point, Disks: []damagedDisk{}}
+	for _, d := range doc.Disks {
+		ranges := d.Damaged
+		if ranges == nil {
+			ranges = []api.DamagedRange{}
+		}
+		list.Disks = append(list.Disks, damagedDisk{d.Disk, d.Target, d.Size, ranges})
+	}
+	raw, err := json.MarshalIndent(list, "", "  ")
+	if err != nil {
+		return fmt.Errorf("restore: write the damage list: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("restore: the disks are written, the damage list is not: %w", err)
+	}
+	_, err = f.Write(append(raw, '\n'))
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("restore: the disks are written, the damage list is not: %w", err)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package restores
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -79,6 +80,7 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 	}
 	req := restore.Request{
 		Repository: repo, Manifest: mf, Open: s.OpenTarget, Options: target.Options{Force: r.Force, Format: r.Format}, Progress: frame.Progress(rep),
+		KeepGoing: r.KeepGoing,
 	}
 	for _, t := range r.Targets {
 		req.Targets = append(req.Targets, restore.Target{Disk: t.Disk, Target: t.Target})
@@ -88,11 +90,17 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 	for _, d := range done {
 		res.Disks = append(res.Disks, api.RestoredDisk{
 			ID: d.ID, Target: d.Target, SizeBytes: d.Size, WrittenBytes: d.Written, ContentRoot: d.ContentRoot,
-			UnreadRanges: show.Ranges(d.Unread), Seconds: d.Seconds,
+			UnreadRanges: show.Ranges(d.Unread), Damaged: damaged(d), Seconds: d.Seconds,
 		})
 		if len(d.Unread) > 0 {
 			out.Exit = api.ExitDamaged
 			rep.Warning("disk %s: %d ranges could not be read when the recovery point was made, and are zeroes", d.ID, len(d.Unread))
+		}
+	}
+	for _, d := range res.Disks {
+		if len(d.Damaged) > 0 {
+			out.Exit, out.Found = api.ExitDamaged, true
+			rep.Warning("disk %s: %s", d.ID, lostText(d))
 		}
 	}
 	for _, d := range mf.Disks {
@@ -105,4 +113,23 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		}
 	}
 	return out, err
+}
+
+// damaged are the ranges that are zeroes although data was stored there.
+func damaged(d restore.Disk) []api.DamagedRange {
+	out := make([]api.DamagedRange, 0, len(d.Damaged))
+	for _, x := range d.Damaged {
+		out = append(out, api.DamagedRange{
+			Range: api.Range{Offset: x.Range.Offset, Length: x.Range.Length}, Object: x.Object, Error: show.OneLine(x.Err.Error()),
+		})
+	}
+	return out
+}
+
+func lostText(d api.RestoredDisk) string {
+	var n int64
+	for _, r := range d.Damaged {
+		n += r.Length
+	}
+	return fmt.Sprintf("%d bytes in %d ranges are damaged in the repository, and zeroes in %s", n, len(d.Damaged), d.Target)
 }
