@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/repository/copies"
 	"github.com/lockstep-backup/lockstep/store"
 	"github.com/lockstep-backup/lockstep/store/faultstore"
 	"github.com/lockstep-backup/lockstep/store/memstore"
@@ -35,13 +36,13 @@ func (p *pair) destination(tb testing.TB, sealing string) {
 	p.dst = newFixture(tb, p.dstMem, sealing)
 }
 
-func (p *pair) options() repository.CopyOptions {
-	return repository.CopyOptions{Custodian: &p.dst.custodian, Verify: true}
+func (p *pair) options() copies.Options {
+	return copies.Options{Custodian: &p.dst.custodian, Verify: true}
 }
 
-func (p *pair) copy(tb testing.TB, o repository.CopyOptions) repository.CopyResult {
+func (p *pair) copy(tb testing.TB, o copies.Options) copies.Result {
 	tb.Helper()
-	res, err := repository.Copy(tb.Context(), p.repo, p.dst.repo, p.machine.ID, o)
+	res, err := copies.Copy(tb.Context(), p.repo, p.dst.repo, p.machine.ID, o)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -219,7 +220,7 @@ func TestCopyChooses(t *testing.T) {
 	}
 	p.mustList(t, all...) // in the order in which they were made
 	o.Points = []string{p.gone.ID}
-	if _, err := repository.Copy(t.Context(), p.repo, p.dst.repo, p.machine.ID, o); !errors.Is(err, repository.ErrNotFound) {
+	if _, err := copies.Copy(t.Context(), p.repo, p.dst.repo, p.machine.ID, o); !errors.Is(err, repository.ErrNotFound) {
 		t.Fatalf("a deleted recovery point was copied: %v", err)
 	}
 }
@@ -263,7 +264,7 @@ func TestCopyBecomesTheOneThatIsWritten(t *testing.T) {
 		t.Fatalf("the backup after the loss is not incremental: %+v", mf)
 	}
 	p.mustList(t, append(ids(p.points), next.ID)...)
-	back, err := repository.Copy(t.Context(), p.dst.repo, p.repo, p.machine.ID, repository.CopyOptions{Custodian: &p.custodian})
+	back, err := copies.Copy(t.Context(), p.dst.repo, p.repo, p.machine.ID, copies.Options{Custodian: &p.custodian})
 	if err != nil || !slices.Equal(back.Points, []string{next.ID}) || back.Present != 3 {
 		t.Fatalf("%+v, %v", back, err)
 	}
@@ -273,7 +274,7 @@ func TestCopyBecomesTheOneThatIsWritten(t *testing.T) {
 	}
 	// And from there into a third: the origin is where it was made.
 	third := newFixture(t, memstore.New(), repository.SealingAESGCM)
-	if _, err := repository.Copy(t.Context(), p.repo, third.repo, p.machine.ID, repository.CopyOptions{Custodian: &third.custodian}); err != nil {
+	if _, err := copies.Copy(t.Context(), p.repo, third.repo, p.machine.ID, copies.Options{Custodian: &third.custodian}); err != nil {
 		t.Fatal(err)
 	}
 	points = mustPoints(t, third.repo, p.machine.ID)
@@ -285,14 +286,14 @@ func TestCopyBecomesTheOneThatIsWritten(t *testing.T) {
 func TestCopyRefuses(t *testing.T) {
 	p := newPair(t, repository.SealingAESGCM)
 	p.destination(t, repository.SealingNone)
-	if _, err := repository.Copy(t.Context(), p.repo, p.dst.repo, p.machine.ID, p.options()); !errors.Is(err, repository.ErrSealing) {
+	if _, err := copies.Copy(t.Context(), p.repo, p.dst.repo, p.machine.ID, p.options()); !errors.Is(err, copies.ErrSealing) {
 		t.Errorf("another sealing: %v", err)
 	}
 	p.destination(t, repository.SealingAESGCM)
-	if _, err := repository.Copy(t.Context(), p.repo, p.dst.repo, p.machine.ID, repository.CopyOptions{}); !errors.Is(err, repository.ErrUntrusted) {
+	if _, err := copies.Copy(t.Context(), p.repo, p.dst.repo, p.machine.ID, copies.Options{}); !errors.Is(err, repository.ErrUntrusted) {
 		t.Errorf("keys that nobody vouches for: %v", err)
 	}
-	if _, err := repository.Copy(t.Context(), p.repo, p.repo, p.machine.ID, p.options()); err == nil {
+	if _, err := copies.Copy(t.Context(), p.repo, p.repo, p.machine.ID, p.options()); err == nil {
 		t.Error("a repository was copied to itself")
 	}
 	ro, err := p.openReader(p.dstMem)
@@ -303,16 +304,16 @@ func TestCopyRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ro.Close()
-	if _, err := repository.Copy(t.Context(), p.dst.repo, ro, p.machine.ID, p.options()); !errors.Is(err, repository.ErrReadOnly) {
+	if _, err := copies.Copy(t.Context(), p.dst.repo, ro, p.machine.ID, p.options()); !errors.Is(err, repository.ErrReadOnly) {
 		t.Errorf("read only: %v", err)
 	}
-	if _, err := repository.Copy(t.Context(), p.repo, p.dst.repo, strings.Repeat("0", 32), p.options()); !errors.Is(err, repository.ErrNotFound) {
+	if _, err := copies.Copy(t.Context(), p.repo, p.dst.repo, strings.Repeat("0", 32), p.options()); !errors.Is(err, repository.ErrNotFound) {
 		t.Errorf("no such machine: %v", err)
 	}
 	if _, err := p.dst.repo.CreateMachine(t.Context(), p.machine.ID, "namesake"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := repository.Copy(t.Context(), p.repo, p.dst.repo, p.machine.ID, p.options()); !errors.Is(err, repository.ErrOtherKeys) {
+	if _, err := copies.Copy(t.Context(), p.repo, p.dst.repo, p.machine.ID, p.options()); !errors.Is(err, copies.ErrOtherKeys) {
 		t.Errorf("a machine with other keys: %v", err)
 	}
 }
@@ -331,7 +332,7 @@ func TestCopyDoesNotSpreadDamage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			res, err := repository.Copy(t.Context(), src, p.dst.repo, p.machine.ID, p.options())
+			res, err := copies.Copy(t.Context(), src, p.dst.repo, p.machine.ID, p.options())
 			src.Close()
 			replace(t, p.mem, key, raw)
 			switch kind := kindOf(key); {
@@ -375,7 +376,7 @@ func TestCopyIsKilled(t *testing.T) {
 			return err
 		}
 		defer r.Close()
-		_, err = repository.Copy(ctxBackground, p.repo, r, p.machine.ID, repository.CopyOptions{Custodian: &f.custodian, Parallel: 2})
+		_, err = copies.Copy(ctxBackground, p.repo, r, p.machine.ID, copies.Options{Custodian: &f.custodian, Parallel: 2})
 		return err
 	}
 	whole := faultstore.New(start.Clone())
@@ -446,7 +447,7 @@ func TestCopiersMeet(t *testing.T) {
 	for range 3 {
 		r := p.dst.open(t)
 		wait.Go(func() {
-			if _, err := repository.Copy(t.Context(), p.repo, r, p.machine.ID, p.options()); err != nil && !errors.Is(err, repository.ErrConflict) {
+			if _, err := copies.Copy(t.Context(), p.repo, r, p.machine.ID, p.options()); err != nil && !errors.Is(err, repository.ErrConflict) {
 				t.Error(err)
 			}
 		})

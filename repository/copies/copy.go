@@ -1,10 +1,16 @@
-package repository
+// Package copies brings recovery points from one repository to another, and
+// what is damaged in one back from another. docs/spec/repository.md, sections
+// 14 and 15.
+//
+// Its invariant: a recovery point is listed in the destination when all that
+// it needs is durable there, and nothing arrives that was not compared with
+// what was written once.
+package copies
 
 import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,11 +18,14 @@ import (
 	"sync"
 
 	"github.com/lockstep-backup/lockstep/envelope"
+	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/inside"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
 	"github.com/lockstep-backup/lockstep/repository/internal/transfer"
-	"github.com/lockstep-backup/lockstep/repository/internal/twin"
+	"github.com/lockstep-backup/lockstep/repository/internal/trust"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -28,8 +37,8 @@ var ErrSealing = errors.New("the repositories are not sealed alike")
 // different keys.
 var ErrOtherKeys = errors.New("the destination has a machine of this id with other keys")
 
-// CopyOptions say what Copy copies, and how.
-type CopyOptions struct {
+// Options say what Copy copies, and how.
+type Options struct {
 	Points []string // ids of recovery points; empty: all that the source lists
 	Newest int      // of those the newest N only; 0: all
 	// Custodian is the destination's. It signs that the keys of the source count
@@ -42,25 +51,25 @@ type CopyOptions struct {
 	Progress func(done, total int, bytes int64)
 }
 
-// CopyCounts are what a copy moved, in objects and bytes.
-type CopyCounts = transfer.Counts
+// Counts are what a copy moved, in objects and bytes.
+type Counts = transfer.Counts
 
-// CopyResult says what a copy did.
-type CopyResult struct {
-	CopyCounts
+// Result says what a copy did.
+type Result struct {
+	Counts
 	Points  []string // copied now, oldest first
 	Present int      // were there
 	Deleted int      // not brought back: the destination's log deletes them
 	Keys    bool     // keys of the source were added to the destination's trust log
 	// Failed are the recovery points that could not be copied, and why. The
 	// others were.
-	Failed []CopyFailure
+	Failed []Failure
 	// Problems are statements that could not be copied or do not count, in words.
 	Problems []string
 }
 
-// CopyFailure is a recovery point that could not be copied.
-type CopyFailure struct {
+// Failure is a recovery point that could not be copied.
+type Failure struct {
 	Point string
 	Err   error
 }
@@ -71,10 +80,10 @@ type CopyFailure struct {
 // back. Killed, it goes on when it is run again. The result is filled also
 // where there is an error; a recovery point is listed in dst with all that it
 // needs, or not at all.
-func Copy(ctx context.Context, src, dst *Repository, mid string, o CopyOptions) (CopyResult, error) {
-	c := &copying{src: src, dst: dst, o: o}
-	err := c.run(ctx, mid)
-	c.res.CopyCounts = c.objects.Counts()
+func Copy(ctx context.Context, src, dst *repository.Repository, mid string, o Options) (Result, error) {
+	c := &copying{src: src, dst: dst, in: src.Inside(), to: dst.Inside(), mid: mid, o: o}
+	err := c.run(ctx)
+	c.res.Counts = c.objects.Counts()
 	if err != nil {
 		err = fmt.Errorf("copy machine %s: %w", mid, err)
 	}
@@ -82,38 +91,41 @@ func Copy(ctx context.Context, src, dst *Repository, mid string, o CopyOptions) 
 }
 
 type copying struct {
-	src, dst *Repository
-	from, to *machine
-	o        CopyOptions
+	src, dst *repository.Repository
+	in, to   inside.Repository // the same from within
+	mid      string
+	keys     *machinekey.Keys
+	from, at *machinelog.Log // of the machine, in src and dst
+	o        Options
 	objects  transfer.Copier
-	res      CopyResult
+	res      Result
 
 	mu          sync.Mutex
 	done, total int
 	referenced  map[string]bool // by listed recovery points of dst, where somebody asked
 }
 
-func (c *copying) run(ctx context.Context, mid string) error {
+func (c *copying) run(ctx context.Context) error {
 	switch {
-	case c.dst.writer == nil:
-		return c.dst.readOnly("write to the other repository")
-	case c.src.cfg.ID == c.dst.cfg.ID:
+	case c.to.Writer == nil:
+		return c.to.ReadOnly("write to the other repository")
+	case c.src.ID() == c.dst.ID():
 		return errors.New("source and destination are the same repository")
-	case c.src.cfg.Sealing != c.dst.cfg.Sealing:
-		return fmt.Errorf("%w: %s and %s", ErrSealing, c.src.cfg.Sealing, c.dst.cfg.Sealing)
+	case c.src.Sealing() != c.dst.Sealing():
+		return fmt.Errorf("%w: %s and %s", ErrSealing, c.src.Sealing(), c.dst.Sealing())
 	}
 	var err error
-	if c.from, err = c.src.machine(ctx, mid); err != nil {
+	if _, c.from, err = c.in.Machine(ctx, c.mid); err != nil {
 		return err
 	}
 	if err := c.adoptKeys(ctx); err != nil {
 		return err
 	}
-	if err := c.adoptMachine(ctx, mid); err != nil {
+	if err := c.adoptMachine(ctx); err != nil {
 		return err
 	}
 	c.objects = transfer.Copier{
-		From: c.src.st, To: c.dst.st, Keys: c.to.Keys, Sealed: c.dst.cfg.Sealing == SealingAESGCM,
+		From: c.in.Store, To: c.to.Store, Keys: c.keys, Sealed: c.to.Sealed,
 		Verify: c.o.Verify, Parallel: c.o.Parallel, Referenced: c.isReferenced,
 	}
 	if c.objects.Parallel <= 0 {
@@ -126,7 +138,7 @@ func (c *copying) run(ctx context.Context, mid string) error {
 			c.o.Progress(c.done, c.total, n)
 		}
 	}
-	source, err := c.from.log.Read(ctx)
+	source, err := c.from.Read(ctx)
 	if err != nil {
 		return err
 	}
@@ -141,8 +153,8 @@ func (c *copying) run(ctx context.Context, mid string) error {
 			return context.Cause(ctx)
 		}
 		switch {
-		case errors.Is(err, ErrDamaged), errors.Is(err, ErrNotFound): // the others need not suffer
-			c.res.Failed = append(c.res.Failed, CopyFailure{p.Point, err})
+		case errors.Is(err, repository.ErrDamaged), errors.Is(err, repository.ErrNotFound): // the others need not suffer
+			c.res.Failed = append(c.res.Failed, Failure{p.Point, err})
 		case err != nil:
 			return fmt.Errorf("recovery point %s: %w", p.Point, err)
 		}
@@ -174,42 +186,41 @@ func (c *copying) adoptKeys(ctx context.Context) error {
 		return nil
 	}
 	if c.o.Custodian == nil {
-		return fmt.Errorf("keys that signed in the source do not count in the destination (%v), and no custodian's key is there to change that: %w", lacking, ErrUntrusted)
+		return fmt.Errorf("keys that signed in the source do not count in the destination (%v), and no custodian's key is there to change that: %w", lacking, repository.ErrUntrusted)
 	}
-	c.dst.trustMu.Lock()
-	defer c.dst.trustMu.Unlock()
-	for range maxTries {
-		// What is known may be old: somebody else may have published keys since.
-		now, err := c.dst.trust.Again(ctx, c.dst.st, c.dst.cfg.ID)
-		if err != nil {
-			return err
+	return c.to.ChangeTrust(func(known trust.Log) (trust.Log, error) {
+		for range maxTries {
+			// What is known may be old: somebody else may have published keys since.
+			now, err := known.Again(ctx, c.to.Store, c.dst.ID())
+			if err != nil {
+				return known, err
+			}
+			after, changed, err := now.Adopt(ctx, c.to.Store, c.dst.ID(), *c.o.Custodian, theirs, nil, c.to.Now())
+			c.res.Keys = c.res.Keys || changed
+			if !errors.Is(err, store.ErrExist) {
+				return after, err
+			}
 		}
-		var changed bool
-		c.dst.trust, changed, err = now.Adopt(ctx, c.dst.st, c.dst.cfg.ID, *c.o.Custodian, theirs, nil, c.dst.clock())
-		c.res.Keys = c.res.Keys || changed
-		if !errors.Is(err, store.ErrExist) {
-			return err
-		}
-	}
-	return fmt.Errorf("the destination's trust log went on %d times meanwhile: %w", maxTries, ErrConflict)
+		return known, fmt.Errorf("the destination's trust log went on %d times meanwhile: %w", maxTries, repository.ErrConflict)
+	})
 }
 
 // adoptMachine wraps the machine's keys for the destination.
-func (c *copying) adoptMachine(ctx context.Context, mid string) error {
-	rec, err := c.src.machineRecord(ctx, mid)
+func (c *copying) adoptMachine(ctx context.Context) error {
+	rec, err := readRecord(ctx, c.in, c.mid)
 	if err != nil {
 		return err
 	}
 	defer rec.wipe()
-	old, err := c.dst.machineRecord(ctx, mid)
+	old, err := readRecord(ctx, c.to, c.mid)
 	defer func() { old.wipe() }()
 	switch {
-	case errors.Is(err, ErrNotFound):
-		if err := c.dst.putMachine(ctx, rec); err != nil {
+	case errors.Is(err, repository.ErrNotFound):
+		if err := rec.write(ctx, c.to, c.dst.Trust); err != nil {
 			return err
 		}
 		// Another copier may have been faster; its keys have to be these.
-		if old, err = c.dst.machineRecord(ctx, mid); err != nil {
+		if old, err = readRecord(ctx, c.to, c.mid); err != nil {
 			return err
 		}
 	case err != nil:
@@ -218,7 +229,7 @@ func (c *copying) adoptMachine(ctx context.Context, mid string) error {
 	if !bytes.Equal(old.Metadata, rec.Metadata) || !bytes.Equal(old.Content, rec.Content) {
 		return ErrOtherKeys
 	}
-	c.to, err = c.dst.machine(ctx, mid)
+	c.keys, c.at, err = c.to.Machine(ctx, c.mid)
 	return err
 }
 
@@ -228,7 +239,7 @@ func (c *copying) choose(source []machinelog.Record) ([]machinelog.Record, error
 	if len(c.o.Points) > 0 {
 		for _, id := range c.o.Points {
 			if !slices.ContainsFunc(listed, func(p machinelog.Record) bool { return p.Point == id }) {
-				return nil, fmt.Errorf("recovery point %s: %w", id, ErrNotFound)
+				return nil, fmt.Errorf("recovery point %s: %w", id, repository.ErrNotFound)
 			}
 		}
 		listed = slices.DeleteFunc(listed, func(p machinelog.Record) bool { return !slices.Contains(c.o.Points, p.Point) })
@@ -248,9 +259,8 @@ const maxTries = 16
 // log meanwhile, a fence above all, may change what can be relied on: then
 // everything is looked at again, and what was moved is found there.
 func (c *copying) point(ctx context.Context, source []machinelog.Record, p machinelog.Record) error {
-	mid := c.from.Machine.ID
 	for range maxTries {
-		there, err := c.to.log.Read(ctx)
+		there, err := c.at.Read(ctx)
 		if err != nil {
 			return err
 		}
@@ -267,7 +277,7 @@ func (c *copying) point(ctx context.Context, source []machinelog.Record, p machi
 			c.res.Deleted++
 			return nil
 		}
-		mf, err := c.src.Manifest(ctx, Point{ID: p.Point, Machine: mid, Sequence: p.N, Birth: p.Birth(), Origin: p.Origin, manifestDigest: p.Manifest})
+		mf, err := manifest(ctx, c.src, c.mid, p.Point)
 		if err != nil {
 			return err
 		}
@@ -276,10 +286,10 @@ func (c *copying) point(ctx context.Context, source []machinelog.Record, p machi
 		}
 		e := machinelog.Entry{N: int64(len(there)), Kind: machinelog.Commit, Point: p.Point, Manifest: p.Manifest, Parent: plan.Parent}
 		e.SetBirth(p.Birth())
-		if mf.Repository != c.dst.cfg.ID {
+		if mf.Repository != c.dst.ID() {
 			e.Origin = mf.Repository
 		}
-		err = c.to.log.Append(ctx, there, e, *c.dst.writer, c.dst.clock())
+		err = c.at.Append(ctx, there, e, *c.to.Writer, c.to.Now())
 		if errors.Is(err, store.ErrExist) {
 			continue
 		}
@@ -288,14 +298,14 @@ func (c *copying) point(ctx context.Context, source []machinelog.Record, p machi
 		}
 		return c.readBack(ctx, plan, p, mf)
 	}
-	return fmt.Errorf("the destination's log went on %d times meanwhile: %w", maxTries, ErrConflict)
+	return fmt.Errorf("the destination's log went on %d times meanwhile: %w", maxTries, repository.ErrConflict)
 }
 
 // move makes durable in the destination all that the recovery point needs.
-func (c *copying) move(ctx context.Context, plan transfer.Plan, p machinelog.Record, mf *Manifest) error {
+func (c *copying) move(ctx context.Context, plan transfer.Plan, p machinelog.Record, mf *repository.Manifest) error {
 	var trees []*blockmap.Tree
 	for _, d := range mf.Disks {
-		t, err := c.from.openTree(d)
+		t, err := c.src.Tree(ctx, c.mid, d)
 		if err != nil {
 			return err
 		}
@@ -308,18 +318,18 @@ func (c *copying) move(ctx context.Context, plan transfer.Plan, p machinelog.Rec
 		return err
 	}
 	return c.objects.Manifest(ctx, p.Point, func(raw []byte) error {
-		if digestOf(raw) != p.Manifest {
+		if trust.Digest(raw) != p.Manifest {
 			return fmt.Errorf("it is not the manifest that was committed: %w", format.ErrCorrupt)
 		}
 		return nil
 	})
 }
 
-func (c *copying) headers(ctx context.Context, mf *Manifest) error {
+func (c *copying) headers(ctx context.Context, mf *repository.Manifest) error {
 	for _, d := range mf.Disks {
 		for _, h := range d.Headers {
 			if !format.ValidID(h.ID) {
-				return &DamageError{Object: format.ManifestKey(mf.Machine, mf.Point), Machine: mf.Machine, Err: format.ErrCorrupt}
+				return &repository.DamageError{Object: format.ManifestKey(mf.Machine, mf.Point), Machine: mf.Machine, Err: format.ErrCorrupt}
 			}
 			if err := c.objects.Header(ctx, h.ID); err != nil {
 				return err
@@ -332,21 +342,13 @@ func (c *copying) headers(ctx context.Context, mf *Manifest) error {
 // readBack looks at what was committed as a reader does. Header copies and the
 // manifest have one name only: where a reclaim's late deletion may have met
 // them, they are brought again.
-func (c *copying) readBack(ctx context.Context, plan transfer.Plan, p machinelog.Record, mf *Manifest) error {
+func (c *copying) readBack(ctx context.Context, plan transfer.Plan, p machinelog.Record, mf *repository.Manifest) error {
 	if p.Birth() <= plan.Fence {
 		if err := c.move(ctx, plan, p, mf); err != nil {
 			return fmt.Errorf("read back: %w", err)
 		}
 	}
-	points, err := c.dst.Points(ctx, mf.Machine)
-	if err != nil && !errors.Is(err, ErrDamaged) {
-		return fmt.Errorf("read back: %w", err)
-	}
-	i := slices.IndexFunc(points, func(x Point) bool { return x.ID == mf.Point })
-	if i < 0 {
-		return fmt.Errorf("read back: %w", ErrConflict)
-	}
-	if _, err := c.dst.Manifest(ctx, points[i]); err != nil {
+	if _, err := manifest(ctx, c.dst, c.mid, mf.Point); err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
 	c.res.Points = append(c.res.Points, mf.Point)
@@ -359,7 +361,7 @@ func (c *copying) isReferenced(ctx context.Context, key string) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.referenced == nil {
-		points, err := c.dst.Points(ctx, c.to.Machine.ID)
+		points, err := c.dst.Points(ctx, c.mid)
 		if err != nil {
 			return false, nil // with a damaged log nothing is sure
 		}
@@ -370,17 +372,17 @@ func (c *copying) isReferenced(ctx context.Context, key string) (bool, error) {
 				continue
 			}
 			for _, d := range mf.Disks {
-				t, err := c.to.openTree(d)
+				t, err := c.dst.Tree(ctx, c.mid, d)
 				if err == nil {
 					err = refs.Add(ctx, t)
 				}
-				if err != nil && !errors.Is(err, ErrDamaged) {
+				if err != nil && !errors.Is(err, repository.ErrDamaged) {
 					return false, err
 				}
 			}
 		}
 		c.referenced = map[string]bool{}
-		refs.Keys(c.to.Machine.ID, func(key string, _ int64) { c.referenced[key] = true })
+		refs.Keys(c.mid, func(key string, _ int64) { c.referenced[key] = true })
 	}
 	return c.referenced[key], nil
 }
@@ -389,88 +391,50 @@ func (c *copying) isReferenced(ctx context.Context, key string) (bool, error) {
 // points that it lists, and about the machine. They come and go by themselves,
 // so they are compared on every copy.
 func (c *copying) sidecars(ctx context.Context) error {
-	points, err := c.dst.Points(ctx, c.to.Machine.ID)
-	if err != nil && !errors.Is(err, ErrDamaged) {
+	points, err := c.dst.Points(ctx, c.mid)
+	if err != nil && !errors.Is(err, repository.ErrDamaged) {
 		return err
 	}
-	listed := map[string]bool{MachineSidecars: true}
+	listed := map[string]bool{repository.MachineSidecars: true}
 	for _, p := range points {
 		listed[p.ID] = true
 	}
 	problems, err := c.objects.Sidecars(ctx,
-		func(point, name string) bool { return listed[point] || strings.HasPrefix(name, SidecarCertificate+"-") },
-		c.from.checkSidecar)
+		func(point, name string) bool {
+			return listed[point] || strings.HasPrefix(name, repository.SidecarCertificate+"-")
+		},
+		func(key string, raw []byte) error { return checkSidecar(c.keys, key, raw) })
 	for _, p := range problems {
 		c.res.Problems = append(c.res.Problems, p.Error())
 	}
 	return err
 }
 
+// manifest reads the manifest of a recovery point that a repository lists.
+func manifest(ctx context.Context, r *repository.Repository, mid, pid string) (*repository.Manifest, error) {
+	points, err := r.Points(ctx, mid)
+	if err != nil && !errors.Is(err, repository.ErrDamaged) {
+		return nil, err
+	}
+	for _, p := range points {
+		if p.ID == pid {
+			return r.Manifest(ctx, p)
+		}
+	}
+	return nil, fmt.Errorf("recovery point %s: %w", pid, repository.ErrNotFound)
+}
+
 // checkSidecar checks that a statement is authentic where it lies.
-func (m *machine) checkSidecar(key string, raw []byte) error {
+func checkSidecar(m *machinekey.Keys, key string, raw []byte) error {
 	name := key[strings.LastIndexByte(key, '/')+1:]
-	at := strings.LastIndexByte(name, '-')
-	if at < 1 {
+	kind := name[:max(strings.LastIndexByte(name, '-'), 0)]
+	k := m.Sidecar
+	switch kind {
+	case "":
 		return format.ErrCorrupt
+	case repository.SidecarKeyPackage, repository.SidecarHeaderPackage: // sealed to their recipients already
+		k = nil
 	}
-	_, err := envelope.OpenFrame(raw, format.KindSidecar, m.sidecarKeyFor(name[:at]), []byte(key))
+	_, err := envelope.OpenFrame(raw, format.KindSidecar, k, []byte(key))
 	return err
-}
-
-// putMachine wraps a machine's keys that come from elsewhere. Where the log is
-// there and the record is lost, these have to be the log's keys.
-func (r *Repository) putMachine(ctx context.Context, rec machineRecord) error {
-	mid := rec.ID
-	m, err := r.newMachine(machineRecord{Machine: rec.Machine, Metadata: bytes.Clone(rec.Metadata), Content: bytes.Clone(rec.Content)})
-	if err != nil {
-		return err
-	}
-	defer m.Wipe()
-	records, err := m.log.Read(ctx)
-	if err != nil {
-		return err
-	}
-	if len(records) > 0 && !slices.ContainsFunc(records, func(x machinelog.Record) bool { return x.Err == nil }) {
-		return fmt.Errorf("the destination has a log that these keys do not open: %w", ErrOtherKeys)
-	}
-	body, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	defer envelope.Wipe(body)
-	key := format.MachineKey(mid)
-	frame, err := envelope.SealFrame(format.KindMachine, r.dekKey(), []byte(key), body)
-	if err != nil {
-		return err
-	}
-	if err := twin.Put(ctx, r.st, key, frame); err != nil && !errors.Is(err, store.ErrExist) {
-		return err
-	}
-	return nil
-}
-
-func (r machineRecord) wipe() {
-	envelope.Wipe(r.Metadata)
-	envelope.Wipe(r.Content)
-}
-
-// machineRecord reads a machine's keys; the caller wipes them.
-func (r *Repository) machineRecord(ctx context.Context, mid string) (rec machineRecord, err error) {
-	key := format.MachineKey(mid)
-	_, err = twin.Get(ctx, r.st, key, func(raw []byte) error {
-		body, err := envelope.OpenFrame(raw, format.KindMachine, r.dekKey(), []byte(key))
-		if err != nil {
-			return err
-		}
-		defer envelope.Wipe(body)
-		rec = machineRecord{}
-		if err := json.Unmarshal(body, &rec); err != nil {
-			return err
-		}
-		if rec.ID != mid {
-			return fmt.Errorf("record of machine %s: %w", rec.ID, format.ErrCorrupt)
-		}
-		return nil
-	})
-	return rec, err
 }
