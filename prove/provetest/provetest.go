@@ -187,6 +187,7 @@ func (e *Env) OpenRepo() *repository.Repository {
 	e.T.Helper()
 	r, err := repository.Open(context.Background(), e.Store, repository.OpenOptions{
 		Unlock: repository.Unlocker{Passphrase: e.passphrase}, Writer: &e.writer, TrustRoot: e.trustRoot,
+		Now: func() time.Time { return e.Clock },
 	})
 	e.Must(err)
 	return r

@@ -1,0 +1,409 @@
+// Package prune removes the recovery points that a machine's policy lets go:
+// it decides (package retention), deletes them in the repository, has their
+// holds released and the freed bytes reclaimed. Deleting one recovery point by
+// hand goes through here as well.
+//
+// It takes no lock against backups and never stops one: the newest recovery
+// point, which a backup builds on, is never deleted. It may be killed anywhere;
+// the next run finishes what was begun. Its invariant: what somebody pinned or
+// holds for a case stays, whether the catalog or the repository knows of it.
+package prune
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/custody"
+	"github.com/lockstep-backup/lockstep/policy"
+	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/retention"
+)
+
+// Errors that callers act on.
+var (
+	// ErrLost: the catalog lists recovery points that the repository's log does
+	// not have. Nothing is deleted by a rule then.
+	ErrLost = errors.New("the repository lost recovery points that the catalog lists")
+	// ErrChanged: recovery points that were to be kept went away meanwhile.
+	ErrChanged = errors.New("recovery points were deleted by somebody else meanwhile")
+	// ErrKept: it is pinned, or held for a case.
+	ErrKept = errors.New("recovery point is to be kept")
+)
+
+// Statements are what people said of a machine's recovery points.
+type Statements struct {
+	// Marks in force, by recovery point.
+	Marks map[string]custody.Marks
+	// Doubtful are recovery points of which it is not certain that nobody wants
+	// them kept, and why.
+	Doubtful map[string]string
+}
+
+// Freed is what was reclaimed.
+type Freed struct {
+	Objects int64
+	Bytes   int64
+}
+
+// Reclaimer frees what no recovery point of a machine references any more.
+type Reclaimer func(ctx context.Context, machine string) (Freed, error)
+
+// Deps is what pruning works with.
+type Deps struct {
+	Repository *repository.Repository
+	Catalog    *catalog.Catalog
+
+	// States says what state recovery points of a machine are in.
+	States func(ctx context.Context, machine string) (func(catalog.Point) custody.State, error)
+	// Statements reads them from catalog and repository.
+	Statements func(ctx context.Context, machine string) (Statements, error)
+	// Release releases the holds of recovery points that are gone, and counts them.
+	Release func(ctx context.Context, points ...catalog.Point) (int, error)
+	// Begin records that a recovery point is about to be deleted; where it fails
+	// nothing is done. Done records what came of it.
+	Begin func(ctx context.Context, p catalog.Point, reason string) error
+	Done  func(ctx context.Context, p catalog.Point, reason string, err error) error
+	// Reclaim may be nil.
+	Reclaim Reclaimer
+
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Request says what to prune.
+type Request struct {
+	Machine catalog.Machine
+	Policy  policy.Policy
+	// DryRun decides and changes nothing.
+	DryRun bool
+	// ClockIsRight goes on although the clock looks wrong, and takes it for right.
+	ClockIsRight bool
+	// Progress is told how many of the recovery points that go are gone.
+	Progress func(done, total int)
+}
+
+// Point is a recovery point and what was decided on it.
+type Point struct {
+	Point    catalog.Point
+	State    custody.State
+	Decision retention.Decision
+	Deleted  bool // by this run
+}
+
+// Result is what came of a run.
+type Result struct {
+	Points   []Point // in the log's order, the oldest first
+	Finished []string
+	Released int   // holds
+	Freed    Freed // bytes of the store
+	Problems []string
+}
+
+// batch is how many recovery points go before the key manager is asked to
+// release their holds, and before it is looked at again what may go.
+const batch = 64
+
+// Run prunes one machine. What was deleted when it fails stays deleted, and is
+// in the result.
+func Run(ctx context.Context, d Deps, req Request) (Result, error) {
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	r := runner{Deps: d, req: req}
+	if err := r.run(ctx); err != nil {
+		return r.res, fmt.Errorf("prune %s: %w", req.Machine.Name, err)
+	}
+	return r.res, nil
+}
+
+type runner struct {
+	Deps
+	req Request
+	res Result
+	// unfinished are deleted in the repository, and the rest of it is still to be done.
+	unfinished []catalog.Point
+}
+
+func (r *runner) run(ctx context.Context) error {
+	listed, err := r.Repository.Points(ctx, r.req.Machine.ID)
+	if errors.Is(err, repository.ErrNotFound) && len(listed) == 0 {
+		return nil // it was never backed up
+	}
+	if err != nil {
+		// A log that cannot be read whole may list what is gone, and lack what is there.
+		return err
+	}
+	if err := r.checkClock(ctx, listed); err != nil {
+		return err
+	}
+	if err := r.decide(ctx, listed); err != nil {
+		return err
+	}
+	if r.req.DryRun {
+		return nil
+	}
+	if err := r.Catalog.Meta.Set(ctx, MetaClock, r.Now().UTC().Format(time.RFC3339Nano)); err != nil {
+		return err
+	}
+	if err := r.finish(ctx); err != nil {
+		return err
+	}
+	if err := r.deleteAll(ctx); err != nil {
+		return err
+	}
+	// Also where nothing was deleted now: an earlier run may have died before this.
+	if r.Reclaim == nil {
+		return nil
+	}
+	if r.res.Freed, err = r.Reclaim(ctx, r.req.Machine.ID); err != nil {
+		return fmt.Errorf("reclaim: %w", err)
+	}
+	return nil
+}
+
+// decide fills in what becomes of each recovery point, and which deletions an
+// earlier run left unfinished.
+func (r *runner) decide(ctx context.Context, listed []repository.Point) error {
+	known, err := r.Catalog.Points.List(ctx, catalog.PointQuery{Machine: r.req.Machine.ID, Repository: r.Repository.ID(), Deleted: true})
+	if err != nil {
+		return err
+	}
+	if err := r.compare(ctx, listed, known); err != nil {
+		return err
+	}
+	if len(listed) == 0 {
+		return nil
+	}
+	state, err := r.States(ctx, r.req.Machine.ID)
+	if err != nil {
+		return err
+	}
+	said, err := r.Statements(ctx, r.req.Machine.ID)
+	if err != nil {
+		return err
+	}
+	parent, err := r.parent(ctx, listed)
+	if err != nil {
+		return err
+	}
+	loc, err := r.req.Policy.Location()
+	if err != nil {
+		return err
+	}
+	by := map[string]catalog.Point{}
+	for _, p := range known {
+		by[p.ID] = p
+	}
+	points := make([]retention.Point, len(listed))
+	for i, p := range listed {
+		rp := retention.Point{ID: p.ID, Time: p.Time, Sequence: p.Sequence}
+		c, ok := by[p.ID]
+		v := Point{Point: c}
+		switch {
+		case !ok:
+			v.Point = catalog.Point{ID: p.ID, Machine: p.Machine, Repository: r.Repository.ID(), Sequence: p.Sequence, Time: p.Time, Written: p.Time}
+			rp.Needed = append(rp.Needed, "the catalog does not know it yet")
+		case !c.DeletedAt.IsZero():
+			rp.Needed = append(rp.Needed, "the catalog says that it was deleted, and the repository lists it")
+			r.problem("recovery point %s was deleted and is listed again: the repository was rolled back", p.ID)
+		default:
+			v.State = state(c)
+			rp.Time, rp.Incomplete = c.Time, c.Incomplete
+			rp.Opens = v.State == custody.Proven || v.State == custody.AtRisk || v.State == custody.Plain
+		}
+		if p.ID == parent && i != len(listed)-1 {
+			rp.Needed = append(rp.Needed, "a backup builds on it, for newer ones cannot be read")
+		}
+		if why := said.Doubtful[p.ID]; why != "" {
+			rp.Needed = append(rp.Needed, why)
+		}
+		addMarks(&rp, said.Marks[p.ID])
+		points[i] = rp
+		r.res.Points = append(r.res.Points, v)
+	}
+	decisions, err := retention.Decide(points, r.req.Policy.Rules(), r.Now(), loc)
+	if err != nil {
+		return err
+	}
+	for i := range r.res.Points {
+		r.res.Points[i].Decision = decisions[i]
+	}
+	return nil
+}
+
+func addMarks(p *retention.Point, m custody.Marks) {
+	if m.Pin != nil {
+		p.Pins = append(p.Pins, retention.Pin{By: m.Pin.Actor, Reason: m.Pin.Reason})
+	}
+	for _, h := range m.LegalHolds {
+		p.LegalHolds = append(p.LegalHolds, retention.LegalHold{Case: h.Name, Reason: h.Reason})
+	}
+	p.Tags = m.Tags
+}
+
+func (r *runner) problem(format string, args ...any) {
+	r.res.Problems = append(r.res.Problems, fmt.Sprintf(format, args...))
+}
+
+// compare tells recovery points that the log deleted from those that it lost.
+func (r *runner) compare(ctx context.Context, listed []repository.Point, known []catalog.Point) error {
+	has := map[string]bool{}
+	for _, p := range listed {
+		has[p.ID] = true
+	}
+	var lost []string
+	for _, p := range known {
+		if has[p.ID] || !p.DeletedAt.IsZero() {
+			continue
+		}
+		deleted, err := r.Repository.CheckCommitted(ctx, p.Machine, p.ID)
+		switch {
+		case err == nil && deleted:
+			r.unfinished = append(r.unfinished, p)
+		case err == nil || errors.Is(err, repository.ErrNotFound) || errors.Is(err, repository.ErrDamaged):
+			lost = append(lost, p.ID)
+		default:
+			return err
+		}
+	}
+	if len(lost) > 0 {
+		return fmt.Errorf("%w: %s", ErrLost, strings.Join(lost[:min(len(lost), 8)], ", "))
+	}
+	return nil
+}
+
+// parent is the recovery point that the next backup builds on: the newest whose
+// manifest can be read. A backup under way builds on it already.
+func (r *runner) parent(ctx context.Context, listed []repository.Point) (string, error) {
+	for _, p := range slices.Backward(listed) {
+		_, err := r.Repository.Manifest(ctx, p)
+		switch {
+		case err == nil:
+			return p.ID, nil
+		case !errors.Is(err, repository.ErrDamaged) && !errors.Is(err, repository.ErrNotFound) && !errors.Is(err, repository.ErrUntrusted):
+			return "", err
+		}
+		r.problem("recovery point %s cannot be read: %v", p.ID, err)
+	}
+	return "", nil
+}
+
+// finish does the rest of deletions that are in the repository's log already.
+func (r *runner) finish(ctx context.Context) error {
+	for some := range slices.Chunk(r.unfinished, batch) {
+		d, err := Delete(ctx, r.Deps, some, func(catalog.Point) string { return "finished: the repository had deleted it" })
+		r.res.Finished = append(r.res.Finished, d.Deleted...)
+		r.res.Released += d.Released
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteAll deletes what is to go, the oldest first.
+func (r *runner) deleteAll(ctx context.Context) error {
+	var going []int
+	for i, p := range r.res.Points {
+		if !p.Decision.Keep {
+			going = append(going, i)
+		}
+	}
+	done := 0
+	r.progress(done, len(going))
+	for some := range slices.Chunk(going, batch) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		points, err := r.still(ctx, some)
+		if err != nil {
+			return err
+		}
+		d, err := Delete(ctx, r.Deps, points, func(p catalog.Point) string {
+			i := slices.IndexFunc(some, func(i int) bool { return r.res.Points[i].Point.ID == p.ID })
+			return "prune: " + clip(strings.Join(r.res.Points[some[i]].Decision.Reasons, "; "))
+		})
+		r.res.Released += d.Released
+		for _, i := range some {
+			r.res.Points[i].Deleted = slices.Contains(d.Deleted, r.res.Points[i].Point.ID)
+		}
+		if err != nil {
+			return err
+		}
+		done += len(some)
+		r.progress(done, len(going))
+	}
+	return nil
+}
+
+func (r *runner) progress(done, total int) {
+	if r.req.Progress != nil {
+		r.req.Progress(done, total)
+	}
+}
+
+// still looks again before a batch goes: what was decided rests on what is
+// kept, and somebody may have pinned one of these meanwhile.
+func (r *runner) still(ctx context.Context, some []int) ([]catalog.Point, error) {
+	listed, err := r.Repository.Points(ctx, r.req.Machine.ID)
+	if err != nil {
+		return nil, err
+	}
+	has := map[string]bool{}
+	for _, p := range listed {
+		has[p.ID] = true
+	}
+	for _, p := range r.res.Points {
+		if p.Decision.Keep && !has[p.Point.ID] {
+			return nil, fmt.Errorf("recovery point %s: %w", p.Point.ID, ErrChanged)
+		}
+	}
+	said, err := r.Statements(ctx, r.req.Machine.ID)
+	if err != nil {
+		return nil, err
+	}
+	var points []catalog.Point
+	for _, i := range some {
+		p := &r.res.Points[i]
+		why := Keeps(said.Marks[p.Point.ID])
+		if d := said.Doubtful[p.Point.ID]; d != "" {
+			why = append(why, d)
+		}
+		if len(why) > 0 {
+			p.Decision.Keep, p.Decision.Reasons = true, why
+			continue
+		}
+		points = append(points, p.Point)
+	}
+	return points, nil
+}
+
+// Keeps are the reasons for which nothing may delete a recovery point with
+// these marks.
+func Keeps(m custody.Marks) (why []string) {
+	if m.Pin != nil {
+		why = append(why, fmt.Sprintf("pinned by %s (%s)", m.Pin.Actor, m.Pin.Reason))
+	}
+	for _, h := range m.LegalHolds {
+		why = append(why, fmt.Sprintf("legal hold %s (%s)", h.Name, h.Reason))
+	}
+	return why
+}
+
+// clip keeps a reason in a log entry short.
+func clip(s string) string {
+	const most = 1000
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}
