@@ -53,13 +53,13 @@ const lattice = `
 	restore, custody, kit < rescue;
 	source, diskcrypt, repository, custody, catalog, audit < prove;
 	prove, policy < backup;
-	backup < rebuild;
+	backup < rebuild, importing;
 	repository, custody, diskcrypt, catalog, nbd < verify, drill, browse, export;
 	policy, repository, custody, catalog < prune;
 
 	# what people and scripts talk to
 	api, diskcrypt < agent;
-	limit, backup, prove, rebuild, restore, verify, drill, browse, export, prune, job, api, audit, portal < server;
+	limit, backup, importing, prove, rebuild, restore, verify, drill, browse, export, prune, job, api, audit, portal < server;
 	api < portal, cli;
 `
 

@@ -39,8 +39,21 @@ type Request struct {
 	AllowLive       bool
 	AllowIncomplete bool
 	Description     string
-	Progress        func(phase string, done, total int64)
+	// At is the instant that the disks show, where they are not of now: they are
+	// images of old. ErrFuture, ErrOrder.
+	At time.Time
+	// Consistency is what is known of images of old; "" asks the sources.
+	Consistency string
+	Progress    func(phase string, done, total int64)
 }
+
+// Errors about a given time; see Request.At.
+var (
+	ErrFuture = errors.New("time is in the future")
+	// ErrOrder: newest and parent follow the order of writing. What is older than
+	// a recovery point that is there would become the newest by it.
+	ErrOrder = errors.New("a recovery point of that time or a later one is there already")
+)
 
 // Result is the committed recovery point.
 type Result struct {
@@ -99,6 +112,9 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 	if err != nil {
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
 	}
+	if err := checkTime(ctx, d, req, start); err != nil {
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
 	w, err := d.Repository.Begin(ctx, req.Machine.ID, repository.BeginOptions{Full: req.Full, Unread: req.AllowIncomplete})
 	if err != nil {
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
@@ -130,6 +146,30 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 	}
 	return res, nil
 }
+
+// checkTime refuses a given time that would put the machine's recovery points
+// out of order, before anything is read.
+func checkTime(ctx context.Context, d Deps, req Request, now time.Time) error {
+	if req.At.IsZero() {
+		return nil
+	}
+	if req.At.After(now) {
+		return fmt.Errorf("%s: %w", stamp(req.At), ErrFuture)
+	}
+	points, err := d.Catalog.Points.List(ctx, catalog.PointQuery{Machine: req.Machine.ID, Bare: true})
+	if err != nil {
+		return err
+	}
+	at := req.At.Truncate(time.Millisecond)
+	for _, p := range points {
+		if p.DeletedAt.IsZero() && !p.Time.Before(at) {
+			return fmt.Errorf("%s of %s: %w", p.ID, stamp(p.Time), ErrOrder)
+		}
+	}
+	return nil
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // ensureMachine makes the machine known to the repository, once.
 func ensureMachine(ctx context.Context, d Deps, m catalog.Machine) error {
@@ -192,15 +232,23 @@ func write(ctx context.Context, d Deps, req Request, w *repository.PointWriter, 
 		return nil, err
 	}
 	mf := &repository.Manifest{
-		Time: start.UTC().Truncate(time.Millisecond), Description: req.Description, Full: req.Full || w.Parent() == nil,
+		Time: start.UTC().Truncate(time.Millisecond), Consistency: req.Consistency, Description: req.Description, Full: req.Full || w.Parent() == nil,
 		Definition: definition, Software: d.Software,
+	}
+	if !req.At.IsZero() {
+		mf.Time = req.At.UTC().Truncate(time.Millisecond)
+		if p := w.Parent(); p != nil && !p.Time.Before(mf.Time) {
+			return nil, fmt.Errorf("%s: %w", stamp(p.Time), ErrOrder)
+		}
 	}
 	var total, before int64
 	for _, o := range disks {
 		total += o.disk.Size()
 	}
 	for _, o := range disks {
-		mf.Consistency = worse(mf.Consistency, o.disk.Consistency())
+		if req.Consistency == "" {
+			mf.Consistency = worse(mf.Consistency, o.disk.Consistency())
+		}
 		in := repository.DiskInput{ID: o.def.ID, Source: o.disk, Unreadable: source.IsUnreadable}
 		if p := w.Parent(); p != nil {
 			if in.Changed, in.Known, in.Why, err = o.disk.Changed(ctx, p.Point); err != nil {
