@@ -101,7 +101,7 @@ var imports = []struct {
 	{"github.com/rogpeppe/go-internal", []string{"tests"}, "test scripts of the commands"},
 	{"pgregory.net/rapid", []string{"tests"}, "properties in tests"},
 
-	{"net/http", []string{"api", "server", "cmd", "store/remote", "store/s3", "store/azureblob", "store/gcs"}, "one contract, one client, one server; stores that speak HTTP"},
+	{"net/http", []string{"api", "server", "cmd", "store/remote", "store/s3", "store/azureblob", "store/gcs", "tests"}, "one contract, one client, one server; stores that speak HTTP"},
 	{"github.com/minio/minio-go/v7", []string{"store/s3"}, "a provider's SDK appears in its adapter only"},
 	{"database/sql", []string{"catalog/sqlite"}, "SQL appears in the catalog's adapters only"},
 	{"os/exec", []string{"custody/prover", "source/nbd/qemunbd", "bench", "cmd", "tests"}, "the prover, and QEMU's reader of image formats, are the processes we start"},
