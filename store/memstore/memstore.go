@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/store"
 )
@@ -21,6 +22,9 @@ import (
 type Store struct {
 	mu      sync.RWMutex
 	objects map[string][]byte
+
+	now   func() time.Time // nil: objects cannot be locked
+	locks map[string]*lock
 }
 
 var _ store.Store = (*Store)(nil)
@@ -38,6 +42,7 @@ func (s *Store) Put(ctx context.Context, key string, data []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.settle()
 	if _, ok := s.objects[key]; ok {
 		return fmt.Errorf("put %s: %w", key, store.ErrExist)
 	}
@@ -61,7 +66,7 @@ func (s *Store) ReadRange(ctx context.Context, key string, off int64, p []byte) 
 	if off < 0 {
 		return 0, fmt.Errorf("read %s: negative offset %d", key, off)
 	}
-	s.mu.RLock()
+	s.rlock()
 	defer s.mu.RUnlock()
 	data, ok := s.objects[key]
 	if !ok {
@@ -79,7 +84,7 @@ func (s *Store) Stat(ctx context.Context, key string) (store.Info, error) {
 	if err := check(ctx, key); err != nil {
 		return store.Info{}, fmt.Errorf("stat %s: %w", key, err)
 	}
-	s.mu.RLock()
+	s.rlock()
 	defer s.mu.RUnlock()
 	data, ok := s.objects[key]
 	if !ok {
@@ -93,7 +98,7 @@ func (s *Store) List(ctx context.Context, prefix string, fn func(store.Info) err
 	if err := store.CheckPrefix(prefix); err != nil {
 		return fmt.Errorf("list: %w", err)
 	}
-	s.mu.RLock()
+	s.rlock()
 	var found []store.Info
 	for key, data := range s.objects {
 		if strings.HasPrefix(key, prefix) {
@@ -120,11 +125,26 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.settle()
 	if _, ok := s.objects[key]; !ok {
 		return fmt.Errorf("delete %s: %w", key, store.ErrNotExist)
 	}
+	if s.locked(key) {
+		return fmt.Errorf("delete %s: %w", key, store.ErrLocked)
+	}
 	delete(s.objects, key)
+	delete(s.locks, key)
 	return nil
+}
+
+// rlock takes the mutex for reading, after locks that have ended gave way.
+func (s *Store) rlock() {
+	if s.now != nil {
+		s.mu.Lock()
+		s.settle()
+		s.mu.Unlock()
+	}
+	s.mu.RLock()
 }
 
 // Corrupt lets change alter an object's bytes in place, or return others: what
@@ -147,6 +167,12 @@ func (s *Store) Clone() *Store {
 	c := New()
 	for key, data := range s.objects {
 		c.objects[key] = bytes.Clone(data) // Replace writes into them
+	}
+	if c.now = s.now; s.locks != nil {
+		c.locks = map[string]*lock{}
+		for key, l := range s.locks {
+			c.locks[key] = &lock{until: l.until, mode: l.mode, above: slices.Clone(l.above)}
+		}
 	}
 	return c
 }

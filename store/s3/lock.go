@@ -2,8 +2,12 @@ package s3
 
 import (
 	"context"
+	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -185,22 +189,69 @@ func (s *Store) choose(ctx context.Context, key string, vs []version) (int, erro
 // locked says whether a version cannot be deleted now.
 func (s *Store) locked(ctx context.Context, key, version string) (bool, error) {
 	info, err := s.head(ctx, key, version)
-	if err != nil {
-		if errors.Is(err, store.ErrNotExist) {
-			return false, nil // deleted meanwhile
-		}
-		return false, err
+	if err == nil && info.Metadata.Get("X-Amz-Object-Lock-Legal-Hold") == "ON" {
+		return true, nil
 	}
-	until, _ := retention(info)
-	return info.Metadata.Get("X-Amz-Object-Lock-Legal-Hold") == "ON" || until.After(s.clock.Now()), nil
+	var until time.Time
+	if err == nil {
+		until, _, err = s.retention(ctx, key, version)
+	}
+	if errors.Is(err, store.ErrNotExist) {
+		return false, nil // deleted meanwhile
+	}
+	return until.After(s.clock.Now()), err
 }
 
-func retention(info minio.ObjectInfo) (time.Time, store.LockMode) {
-	until, err := time.Parse(time.RFC3339Nano, info.Metadata.Get("X-Amz-Object-Lock-Retain-Until-Date"))
-	if err != nil {
-		return time.Time{}, ""
+// maxRetention bounds the answer to a question for a lock.
+const maxRetention = 64 << 10
+
+// retention asks for a version's lock; zero where it never had one. It does not
+// rely on the headers of an object: they are silent where a right is missing.
+func (s *Store) retention(ctx context.Context, key, version string) (until time.Time, mode store.LockMode, err error) {
+	// The SDK insists on a name of the answer's element that servers disagree on.
+	var answer struct {
+		Mode            minio.RetentionMode
+		RetainUntilDate time.Time
 	}
-	return until, lockMode(minio.RetentionMode(info.Metadata.Get("X-Amz-Object-Lock-Mode")))
+	err = s.do(ctx, func(ctx context.Context, _ int) error {
+		u, err := s.core.Presign(ctx, http.MethodGet, s.set.location.Bucket, s.name(key), time.Minute, url.Values{"retention": {""}, "versionId": {version}})
+		if err != nil {
+			return err
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+		if err != nil {
+			return err
+		}
+		resp, err := s.http.Do(req)
+		if err != nil {
+			var failed *url.Error
+			if errors.As(err, &failed) {
+				err = failed.Err // it would repeat the signed URL
+			}
+			return err
+		}
+		defer resp.Body.Close()
+		body := xml.NewDecoder(io.LimitReader(resp.Body, maxRetention))
+		if resp.StatusCode != http.StatusOK {
+			refused := minio.ErrorResponse{StatusCode: resp.StatusCode}
+			if err := body.Decode(&refused); err != nil {
+				refused.Message = resp.Status
+			}
+			refused.StatusCode = resp.StatusCode
+			return refused
+		}
+		return body.Decode(&answer)
+	})
+	switch {
+	case isCode(err, "NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError"):
+		return time.Time{}, "", nil
+	case errors.Is(err, store.ErrDenied):
+		err = remote.WithHint(err, "allow s3:GetObjectRetention: without, a hidden object could not be told from a deleted one")
+	}
+	if err != nil || answer.RetainUntilDate.IsZero() {
+		return time.Time{}, "", err
+	}
+	return answer.RetainUntilDate, lockMode(answer.Mode), nil
 }
 
 // version is what a read asks for: "" in a bucket without object lock. Of an
@@ -309,14 +360,13 @@ func (s *Store) Retain(ctx context.Context, key string, until time.Time, mode st
 }
 
 func (s *Store) retain(ctx context.Context, key string, until time.Time, mode store.LockMode) error {
-	info, err := s.lockInfo(ctx, key)
+	version, is, isMode, err := s.lockOf(ctx, key)
 	if err != nil {
 		return err
 	}
 	if rounded := until.Truncate(time.Second); rounded.Before(until) {
 		until = rounded.Add(time.Second)
 	}
-	is, isMode := retention(info)
 	if isMode == store.Compliance && is.After(s.clock.Now()) {
 		mode = store.Compliance
 	}
@@ -333,35 +383,31 @@ func (s *Store) retain(ctx context.Context, key string, until time.Time, mode st
 	until = until.UTC()
 	return s.do(ctx, func(ctx context.Context, _ int) error {
 		return s.core.PutObjectRetention(ctx, s.set.location.Bucket, s.name(key), minio.PutObjectRetentionOptions{
-			Mode: &m, RetainUntilDate: &until, VersionID: info.VersionID,
+			Mode: &m, RetainUntilDate: &until, VersionID: version,
 		})
 	})
 }
 
-// lockInfo is the object with its lock, and with the version set.
-func (s *Store) lockInfo(ctx context.Context, key string) (minio.ObjectInfo, error) {
-	if err := check(ctx, key); err != nil {
-		return minio.ObjectInfo{}, err
+// lockOf is the version that is the object, and its lock.
+func (s *Store) lockOf(ctx context.Context, key string) (version string, until time.Time, mode store.LockMode, err error) {
+	if err = check(ctx, key); err == nil && !s.lock.enabled {
+		err = store.ErrNoLock
 	}
-	if !s.lock.enabled {
-		return minio.ObjectInfo{}, store.ErrNoLock
+	if err == nil {
+		version, err = s.version(ctx, key)
 	}
-	id, err := s.version(ctx, key)
-	if err != nil {
-		return minio.ObjectInfo{}, err
+	if err == nil {
+		until, mode, err = s.retention(ctx, key, version)
 	}
-	info, err := s.head(ctx, key, id)
-	info.VersionID = id
-	return info, err
+	return version, until, mode, err
 }
 
 // RetainedUntil implements store.Locker.
 func (s *Store) RetainedUntil(ctx context.Context, key string) (time.Time, error) {
-	info, err := s.lockInfo(ctx, key)
+	_, until, _, err := s.lockOf(ctx, key)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("look at the lock of %s: %w", key, err)
 	}
-	until, _ := retention(info)
 	return until, nil
 }
 
