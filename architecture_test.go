@@ -65,8 +65,9 @@ const lattice = `
 
 // Adapters are the folders directly below a port. They may import the port and
 // what it may, and only programs and tests import them: adapters are chosen in
-// cmd/. custody/prover is one: another place to run the prover.
-var ports = []string{"source", "target", "store", "diskcrypt", "keymanager", "catalog", "custody"}
+// cmd/. custody/prover is one: another place to run the prover; export/fusefs
+// is one: it wants a kernel and a module that reading over NBD does not.
+var ports = []string{"source", "target", "store", "diskcrypt", "keymanager", "catalog", "custody", "export"}
 
 // Programs are wiring: they may import anything but what only tests may.
 var programs = []string{"cmd", "bench", "internal/judge/cmd"}
@@ -95,6 +96,7 @@ var imports = []struct {
 	{"github.com/Azure/azure-sdk-for-go/sdk/azidentity", []string{"store/azureblob"}, "one adapter for one service"},
 	{"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob", []string{"store/azureblob"}, "one adapter for one service"},
 	{"github.com/robfig/cron/v3", []string{"policy"}, "calendar expressions mean what they mean in cron"},
+	{"github.com/hanwen/go-fuse/v2", []string{"export/fusefs"}, "mounting is an adapter's business"},
 	{"golang.org/x/term", []string{"cli", "cmd"}, "only the CLI has a terminal"},
 	{"golang.org/x/", []string{"*"}, "the Go project's own modules"},
 	{"github.com/secure-systems-lab/go-securesystemslib", []string{"tests"}, "an independent judge of our DSSE envelopes"},
