@@ -25,6 +25,10 @@ type Point struct {
 	DurationSeconds float64     `json:"duration_seconds"`
 	Disks           []PointDisk `json:"disks"`
 	Changes         []string    `json:"changes,omitempty" doc:"what changed in custody since the parent, in words"`
+
+	Pin        *PointMark        `json:"pin,omitempty" doc:"nothing deletes it until this is taken back"`
+	Tags       map[string]string `json:"tags,omitempty"`
+	LegalHolds []PointMark       `json:"legal_holds,omitempty" doc:"nothing deletes it until these are lifted"`
 }
 
 // PointDisk is one disk of a recovery point.

@@ -27,6 +27,8 @@ import (
 	"github.com/lockstep-backup/lockstep/server/internal/jobs"
 	"github.com/lockstep-backup/lockstep/server/internal/machines"
 	"github.com/lockstep-backup/lockstep/server/internal/points"
+	"github.com/lockstep-backup/lockstep/server/internal/policies"
+	"github.com/lockstep-backup/lockstep/server/internal/prunes"
 	"github.com/lockstep-backup/lockstep/server/internal/restores"
 	"github.com/lockstep-backup/lockstep/server/internal/secrets"
 	"github.com/lockstep-backup/lockstep/server/internal/volumes"
@@ -38,7 +40,7 @@ type Deps = frame.Deps
 // groups are the routes of the API.
 var groups = []func(*frame.Frame){
 	audits.Register, backups.Register, catalogs.Register, checks.Register, jobs.Register,
-	machines.Register, points.Register, restores.Register, secrets.Register, volumes.Register,
+	machines.Register, points.Register, policies.Register, prunes.Register, restores.Register, secrets.Register, volumes.Register,
 }
 
 // Server answers the API. It is an http.Handler.

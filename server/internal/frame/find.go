@@ -97,6 +97,10 @@ func (s *Frame) PointsOf(ctx context.Context, c *catalog.Catalog, m catalog.Mach
 	if err != nil {
 		return nil, err
 	}
+	marks, err := prove.MarksOf(ctx, c, m.ID)
+	if err != nil {
+		return nil, err
+	}
 	views := []api.Point{}
 	for i := len(all) - 1; i >= 0; i-- {
 		if !all[i].DeletedAt.IsZero() {
@@ -107,6 +111,7 @@ func (s *Frame) PointsOf(ctx context.Context, c *catalog.Catalog, m catalog.Mach
 			return nil, err
 		}
 		v.Changes = show.ChangesSince(all, i).Texts
+		show.Marks(&v, marks[v.ID])
 		views = append(views, v)
 	}
 	return views, nil

@@ -19,7 +19,9 @@ import (
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/keymanager"
+	"github.com/lockstep-backup/lockstep/policy"
 	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/prune"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/restore"
 	"github.com/lockstep-backup/lockstep/server/internal/show"
@@ -150,6 +152,18 @@ var rules = []rule{
 		[]error{repository.ErrConflict},
 		http.StatusConflict, api.ExitBusy, "another host or process writes the same machine; try again when it has ended",
 	},
+	{[]error{prune.ErrClock}, http.StatusConflict, api.ExitRefused, ""}, // the error has its own hint
+	{
+		[]error{prune.ErrLost},
+		http.StatusConflict, api.ExitRefused, "'lockstep verify' says which; put the log back from a copy, or have the catalog forget them with 'lockstep catalog rebuild'",
+	},
+	{[]error{prune.ErrChanged}, http.StatusConflict, api.ExitBusy, "the same command again decides anew"},
+	{[]error{prune.ErrKept}, http.StatusConflict, api.ExitRefused, "'lockstep point unpin' and 'lockstep point unhold' take that back"},
+	{
+		[]error{prove.ErrMarkUnread},
+		http.StatusConflict, api.ExitRefused, "put the object back from a copy of the repository; 'lockstep point delete' deletes single recovery points meanwhile",
+	},
+	{[]error{policy.ErrInvalid, custody.ErrStatement}, http.StatusUnprocessableEntity, api.ExitUsage, ""},
 	{[]error{job.ErrCanceled, job.ErrShutdown}, http.StatusServiceUnavailable, api.ExitInterrupted, ""},
 	{[]error{job.ErrNotFound}, http.StatusNotFound, api.ExitFailed, "'lockstep job list' shows the jobs"},
 	{[]error{job.ErrEnded, job.ErrElsewhere}, http.StatusConflict, api.ExitRefused, ""},

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/prune"
 	"github.com/lockstep-backup/lockstep/repository"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 
@@ -23,6 +25,7 @@ func Register(f *frame.Frame) {
 	frame.Route(f, "list-points", http.MethodGet, "/v1/points", "List recovery points, the newest first", s.listPoints)
 	frame.Route(f, "get-point", http.MethodGet, "/v1/points/{point}", "Show a recovery point", s.getPoint)
 	frame.Route(f, "delete-point", http.MethodDelete, "/v1/points/{point}", "Delete a recovery point", s.deletePoint, frame.Status(http.StatusNoContent))
+	frame.Route(f, "mark-point", http.MethodPost, "/v1/points/{point}/marks", "Pin, tag or hold a recovery point, or take that back", s.markPoint)
 	frame.Route(f, "get-status", http.MethodGet, "/v1/status", "Which secret opens which recovery point, the worst machine first", s.getStatus)
 }
 
@@ -74,10 +77,8 @@ func (s routes) deletePoint(ctx context.Context, req *pointDelete) (*frame.None,
 	})
 }
 
-// forget takes a recovery point off the list. The repository goes first: what
-// it does not list is not there. Then its holds are released, for nothing
-// needs the secrets any more, and then the catalog is told.
-// Before all of that, e is recorded as begun.
+// forget takes a recovery point off the list; before that, e is recorded as
+// begun. What somebody wants kept is not deleted.
 func (s routes) forget(ctx context.Context, ref string, e audit.Event) error {
 	c, err := s.Catalog(ctx)
 	if err != nil {
@@ -104,24 +105,28 @@ func (s routes) forget(ctx context.Context, ref string, e audit.Event) error {
 	if p.Repository != repo.ID() {
 		return fail(fmt.Errorf("it is in repository %s: %w", p.Repository, repository.ErrNotFound))
 	}
+	deps := s.Pruning(ctx, c, repo, nil)
+	// A mark that cannot be read does not keep who names one recovery point from
+	// deleting it; those that can be read do.
+	if _, err := deps.Statements(ctx, m.ID); err != nil && !errors.Is(err, prove.ErrMarkUnread) {
+		return fail(err)
+	}
+	marks, err := prove.MarksOf(ctx, c, m.ID)
+	if err != nil {
+		return fail(err)
+	}
+	if why := prune.Keeps(marks[p.ID]); len(why) > 0 {
+		return fail(fmt.Errorf("%w: %s", prune.ErrKept, strings.Join(why, "; ")))
+	}
 	// Asked first: without the key manager the holds would stay for ever.
 	if _, err := s.Manager(ctx); err != nil {
 		return fail(fmt.Errorf("its holds could not be released: %w", err))
 	}
 	e.Object = p.ID
-	if err := s.Begin(ctx, e); err != nil {
-		return fail(err)
-	}
-	err = repo.Delete(ctx, p.Machine, p.ID, e.Reason)
-	if err != nil && !errors.Is(err, repository.ErrNotFound) { // it may have been deleted and only the rest is left
-		return fail(err)
-	}
-	// From here on it is gone: finish, whoever hangs up.
-	ctx = context.WithoutCancel(ctx)
-	if _, err := prove.ReleaseHolds(ctx, s.Custody(ctx, c), p); err != nil {
-		return fail(frame.Hint(fmt.Errorf("it is deleted, but not all its holds are released: %w", err), "the same command again releases the rest"))
-	}
-	if err := c.Points.Delete(ctx, p.ID, s.Now().UTC(), e.Reason); err != nil {
+	deps.Begin = func(ctx context.Context, _ catalog.Point, _ string) error { return s.Begin(ctx, e) }
+	deps.Done = func(context.Context, catalog.Point, string, error) error { return nil } // the request's own entry says it
+	_, err = prune.Delete(ctx, deps, []catalog.Point{p}, func(catalog.Point) string { return e.Reason })
+	if err != nil {
 		return fail(err)
 	}
 	return nil

@@ -1,0 +1,80 @@
+package frame
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/custody"
+	"github.com/lockstep-backup/lockstep/policy"
+	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/prune"
+	"github.com/lockstep-backup/lockstep/repository"
+)
+
+// Pruning is what deleting recovery points works with now. Each is recorded as
+// begun and with its outcome; detail goes into both entries.
+func (s *Frame) Pruning(ctx context.Context, c *catalog.Catalog, repo *repository.Repository, detail map[string]string) prune.Deps {
+	deps := s.Custody(ctx, c)
+	event := func(p catalog.Point, reason string) audit.Event {
+		e := audit.Event{Action: "point.delete", Object: p.ID, Reason: reason}
+		for k, v := range detail {
+			e.Detail = WithDetail(e.Detail, k, v)
+		}
+		return e
+	}
+	return prune.Deps{
+		Repository: repo, Catalog: c, Now: s.Now, Log: s.Log,
+		States: func(ctx context.Context, machine string) (func(catalog.Point) custody.State, error) {
+			v, err := prove.Load(ctx, deps, machine)
+			if err != nil {
+				return nil, err
+			}
+			return func(p catalog.Point) custody.State { return v.Verdict(p).State }, nil
+		},
+		Statements: func(ctx context.Context, machine string) (said prune.Statements, err error) {
+			if said.Doubtful, err = prove.SyncMarks(ctx, deps, machine); err != nil {
+				return said, err
+			}
+			said.Marks, err = prove.MarksOf(ctx, c, machine)
+			return said, err
+		},
+		Release: func(ctx context.Context, points ...catalog.Point) (int, error) {
+			return prove.ReleaseHolds(ctx, deps, points...)
+		},
+		Begin: func(ctx context.Context, p catalog.Point, reason string) error {
+			return s.Begin(ctx, event(p, reason))
+		},
+		Done: func(ctx context.Context, p catalog.Point, reason string, err error) error {
+			e := event(p, reason)
+			if e.Outcome = OutcomeOf(err); err != nil {
+				e.Detail = WithDetail(e.Detail, "error", Clip(ProblemOf(err).Detail))
+			}
+			return s.Record(ctx, e)
+		},
+	}
+}
+
+// PolicyOf is the policy in force for a machine, by its id, or the default
+// where machine is "", and whose it is (api.PolicyOwn and so on).
+func PolicyOf(ctx context.Context, c *catalog.Catalog, machine string) (p policy.Policy, origin string, err error) {
+	for _, at := range []struct{ machine, origin string }{{machine, api.PolicyOwn}, {"", api.PolicyDefault}} {
+		if at.machine == "" && at.origin == api.PolicyOwn {
+			continue
+		}
+		doc, err := c.Policies.Get(ctx, at.machine)
+		if err != nil {
+			return p, "", err
+		}
+		if doc == nil {
+			continue
+		}
+		if p, err = policy.Parse(doc); err != nil {
+			return p, "", fmt.Errorf("read the policy in the catalog: %w", err)
+		}
+		return p, at.origin, nil
+	}
+	return p, api.PolicyNone, nil
+}
