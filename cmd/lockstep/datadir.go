@@ -137,6 +137,9 @@ func (d dataDir) openManager(c config) (*embedded.Manager, error) {
 	return m, nil
 }
 
+// cache keeps parts of a remote repository; it may be removed at any time.
+func (d dataDir) cache() string { return d.path("cache") }
+
 // repositoryURL is the repository's place, for people and for the store.
 func (d dataDir) repositoryURL(c repositoryConfig) string {
 	if c.URL != "" {

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,19 +17,23 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/catalog/sqlite"
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
 	"github.com/lockstep-backup/lockstep/custody/prover"
+	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/keymanager"
 	"github.com/lockstep-backup/lockstep/keymanager/embedded"
+	"github.com/lockstep-backup/lockstep/limit"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/server"
 	"github.com/lockstep-backup/lockstep/source"
 	sourceimage "github.com/lockstep-backup/lockstep/source/image"
+	"github.com/lockstep-backup/lockstep/source/nbd"
+	"github.com/lockstep-backup/lockstep/source/nbd/qemunbd"
 	"github.com/lockstep-backup/lockstep/store"
-	"github.com/lockstep-backup/lockstep/store/localdir"
 	"github.com/lockstep-backup/lockstep/target"
 	targetimage "github.com/lockstep-backup/lockstep/target/image"
 )
@@ -193,26 +197,9 @@ func (e *engine) rebuild(ctx context.Context, fill func(*catalog.Catalog) error)
 	return nil
 }
 
-// openedStore is a store whose files can be let go of.
-type openedStore interface {
-	store.Store
-	io.Closer
-}
-
-// openStore chooses the store by the URL.
-func openStore(location string, create bool) (openedStore, error) {
-	if scheme, _, isURL := strings.Cut(location, "://"); isURL && !strings.EqualFold(scheme, "file") {
-		return nil, fmt.Errorf("open store: %q stores are not available in this version (file:///… or a path is)", scheme)
-	}
-	if create {
-		return localdir.Create(location, localdir.Options{})
-	}
-	return localdir.Open(location, localdir.Options{})
-}
-
 func (e *engine) openRepository(ctx context.Context) (*repository.Repository, error) {
 	return e.repo.get(func() (*repository.Repository, error) {
-		st, err := openStore(e.dir.repositoryURL(e.config.Repository), false)
+		st, err := e.openStore(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("open repository: %w", err)
 		}
@@ -225,7 +212,7 @@ func (e *engine) openRepository(ctx context.Context) (*repository.Repository, er
 			o.ReadOnly = cli.WithHint(fmt.Errorf("writer key: %w", err),
 				"bring it back from a backup of the data directory, and start the server again where there is one; what is stored can be read, proven and restored meanwhile")
 		}
-		repo, err := e.unlock(context.WithoutCancel(ctx), st, o)
+		repo, err := e.unlock(context.WithoutCancel(ctx), limit.Store(st), o)
 		if err != nil {
 			return nil, errors.Join(err, st.Close())
 		}
@@ -241,9 +228,7 @@ const leftovers = 24 * time.Hour
 // tidy removes what killed writers left in the store. That it cannot is no
 // reason for not going on.
 func (e *engine) tidy(ctx context.Context, st store.Store) {
-	c, ok := st.(interface {
-		CleanTemp(ctx context.Context, age time.Duration) (int, error)
-	})
+	c, ok := stores.As[stores.Cleaner](st)
 	if !ok {
 		return
 	}
@@ -309,8 +294,15 @@ func localSpec(spec string) (scheme string, local bool) {
 }
 
 func openSource(ctx context.Context, spec string, o source.Options) (source.Disk, error) {
+	if nbd.IsURL(spec) {
+		return nbd.Opener{}.Open(ctx, spec, o)
+	}
 	if scheme, local := localSpec(spec); !local {
-		return nil, fmt.Errorf("open source: %s sources are not available in this version (image files and block devices are): %w", scheme, source.ErrUnsupported)
+		return nil, fmt.Errorf("open source: %s sources are not available in this version (image files, block devices and NBD exports are): %w", scheme, source.ErrUnsupported)
+	}
+	// The format is what the user says, never what the disk's content looks like.
+	if _, query, err := disk.LocalPath(spec); err == nil && slices.Contains(qemunbd.Formats, query.Get("format")) {
+		return qemunbd.Opener{}.Open(ctx, spec, o)
 	}
 	return sourceimage.Opener{}.Open(ctx, spec, o)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/catalog/sqlite"
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/job"
@@ -84,7 +85,7 @@ func (i *initialiser) run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Release()
-	if err := i.decide(); err != nil {
+	if err := i.decide(ctx); err != nil {
 		lock.Release()
 		i.unmake()
 		return err
@@ -152,8 +153,8 @@ func (i *initialiser) unmake() {
 }
 
 // decide makes the plan, or takes up the one of the init that was interrupted.
-func (i *initialiser) decide() error {
-	location, err := repositoryLocation(i.options.Repository)
+func (i *initialiser) decide(ctx context.Context) error {
+	location, err := repositoryLocation(ctx, i.options.Repository)
 	if err != nil {
 		return err
 	}
@@ -216,14 +217,14 @@ func randomID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// repositoryLocation makes a path absolute; URLs stay. "" is the default.
-func repositoryLocation(location string) (string, error) {
+// repositoryLocation makes a path absolute; URLs are as their stores write them.
+// "" is the default.
+func repositoryLocation(ctx context.Context, location string) (string, error) {
 	if location == "" {
 		return "", nil
 	}
-	if _, local := localSpec(location); !local {
-		_, err := openStore(location, false)
-		return "", err
+	if stores.IsRemote(location) {
+		return remoteLocation(ctx, location)
 	}
 	path, _, err := disk.LocalPath(location)
 	if err != nil {
@@ -380,7 +381,7 @@ func (i *initialiser) makeKeyManager(context.Context) error {
 func (i *initialiser) makeRepository(ctx context.Context) error {
 	c := repositoryConfig{URL: i.plan.Repository}
 	location := i.dir.repositoryURL(c)
-	st, err := openStore(location, true)
+	st, err := newStore(ctx, location)
 	if err != nil {
 		return fmt.Errorf("make repository: %w", err)
 	}

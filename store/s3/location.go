@@ -22,10 +22,10 @@ import (
 const Scheme = "s3"
 
 // credentialsHint says where credentials belong.
-const credentialsHint = "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from ~/.aws/credentials, from the file that credentials=FILE names, or from the machine's role"
+const credentialsHint = "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from ~/.aws/credentials, from the file that credentials-file=FILE names, or from the machine's role"
 
 var parameters = []string{
-	"endpoint", "region", "path-style", "ca", "credentials", "profile", "storage-class", "sse", "object-lock",
+	"endpoint", "region", "path-style", "ca", "credentials-file", "profile", "storage-class", "sse", "object-lock",
 	"part-size", "put-size", "parallel",
 }
 
@@ -135,10 +135,10 @@ const metadataTimeout = 3 * time.Second
 
 // chain is where credentials are looked for, in this order.
 func chain(l remote.Location) (*credentials.Credentials, error) {
-	file, profile := l.Query.Get("credentials"), l.Query.Get("profile")
+	file, profile := l.Query.Get("credentials-file"), l.Query.Get("profile")
 	if file != "" {
 		if !filepath.IsAbs(file) {
-			return nil, remote.WithHint(fmt.Errorf("%w: credentials is not an absolute path", remote.ErrLocation), "credentials=/etc/lockstep/s3-credentials, in the form of ~/.aws/credentials")
+			return nil, remote.WithHint(fmt.Errorf("%w: credentials-file is not an absolute path", remote.ErrLocation), "credentials-file=/etc/lockstep/s3-credentials, in the form of ~/.aws/credentials")
 		}
 		return credentials.NewFileAWSCredentials(file, profile), nil
 	}

@@ -48,7 +48,7 @@ func newService(t *testing.T) service {
 }
 
 func (sv service) url(bucket, prefix string, more ...string) string {
-	q := url.Values{"endpoint": {sv.Endpoint}, "credentials": {sv.credentials}}
+	q := url.Values{"endpoint": {sv.Endpoint}, "credentials-file": {sv.credentials}}
 	for i := 0; i+1 < len(more); i += 2 {
 		q.Set(more[i], more[i+1])
 	}

@@ -13,7 +13,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"slices"
 	"strings"
 	"unicode"
@@ -22,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
 	"github.com/lockstep-backup/lockstep/envelope"
@@ -30,7 +30,7 @@ import (
 	"github.com/lockstep-backup/lockstep/rescue"
 	"github.com/lockstep-backup/lockstep/restore"
 	"github.com/lockstep-backup/lockstep/store"
-	"github.com/lockstep-backup/lockstep/store/localdir"
+	"github.com/lockstep-backup/lockstep/store/remote"
 	"github.com/lockstep-backup/lockstep/target"
 )
 
@@ -380,13 +380,16 @@ func (a *app) readIdentities() (ids envelope.Secret, kits []kit.Kit, err error) 
 }
 
 // openStore opens the store of a location.
-func openStore(location string) (*localdir.Store, error) {
-	if u, err := url.Parse(location); err == nil && len(u.Scheme) > 1 && u.Scheme != "file" {
-		return nil, usagef("repository %s: this version reads folders and file:// URLs", location)
-	}
-	st, err := localdir.Open(location, localdir.Options{})
-	if errors.Is(err, store.ErrNotExist) {
+func openStore(ctx context.Context, location string) (stores.Store, error) {
+	st, err := stores.Open(ctx, location, stores.Options{})
+	var hinted interface{ Hint() string }
+	switch {
+	case errors.Is(err, stores.ErrScheme), errors.Is(err, remote.ErrLocation):
+		return nil, usagef("repository: %v", err)
+	case errors.Is(err, store.ErrNotExist):
 		return nil, &statusError{fmt.Errorf("open repository: %w", err), api.ExitFailed, "--repository names the folder that holds the file \"config\""}
+	case errors.As(err, &hinted):
+		return nil, &statusError{fmt.Errorf("open repository: %w", err), api.ExitFailed, hinted.Hint()}
 	}
 	return st, err
 }
@@ -422,7 +425,7 @@ func (a *app) with(ctx context.Context, fn func(r *rescue.Rescue) error) error {
 	if location == "" {
 		return usagef("--repository is missing")
 	}
-	st, err := openStore(location)
+	st, err := openStore(ctx, location)
 	if err != nil {
 		return err
 	}

@@ -433,7 +433,7 @@ func TestPins(t *testing.T) {
 		"two kits":             {[]string{"--identity", other.kit, "--identity", f.kit}, 0, ""},
 		"no repository there":  {[]string{"--identity", f.kit, "--repository", f.dir}, api.ExitFailed, "config"},
 		"no folder there":      {[]string{"--identity", f.kit, "--repository", filepath.Join(f.dir, "x")}, api.ExitFailed, "config"},
-		"other kind of store":  {[]string{"--identity", f.kit, "--repository", "s3://bucket"}, api.ExitUsage, "folders"},
+		"other kind of store":  {[]string{"--identity", f.kit, "--repository", "ftp://bucket"}, api.ExitUsage, "not available"},
 	} {
 		if name == "kit and identity" {
 			write("pins2", func(k *kit.Kit) { k.Identity = envelope.Secret{} })
