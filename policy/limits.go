@@ -20,7 +20,7 @@ type Limit struct {
 }
 
 // minRate is what a limit may be at least: with less nothing ever ends.
-const minRate = 4096
+const minRate = 64 << 10
 
 // At returns what counts at a time: the first that it lies in, by its clock
 // time in loc. Without one there is no limit.

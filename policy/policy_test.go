@@ -72,8 +72,8 @@ func TestParseRefuses(t *testing.T) {
 		{`{"format":1,"schedule":"@every 1h"}`, "calendar expression"},
 		{`{"format":1,"schedule":"every 5s"}`, "a minute"},
 		{`{"format":1,"schedule":"0 0 30 2 *"}`, "never comes"},
-		{`{"format":1,"limits":[{"from":"8:00","to":"18:00","read":5000}]}`, "time of day"},
-		{`{"format":1,"limits":[{"from":"08:00","to":"24:00","read":5000}]}`, "time of day"},
+		{`{"format":1,"limits":[{"from":"8:00","to":"18:00","read":65536}]}`, "time of day"},
+		{`{"format":1,"limits":[{"from":"08:00","to":"24:00","read":65536}]}`, "time of day"},
 		{`{"format":1,"limits":[{"from":"08:00","to":"18:00","read":5}]}`, "at least"},
 		{`{"format":1,"limits":[{"from":"08:00","to":"18:00"}]}`, "nothing is limited"},
 		{`{"format":1,"copies_to":["s3://user:word@host/b"]}`, "no password"},
@@ -184,7 +184,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"format":1,"schedule":"every 6h"}`))
 	f.Add([]byte(`{"format":1,"schedule":"*/5 1-3 * jan mon-fri"}`))
 	f.Add([]byte(`{"format":1,"schedule":"TZ=0"}`))
-	f.Add([]byte(`{"format":1,"retention":{"within":"1d12h"},"limits":[{"from":"22:00","to":"06:00","write":4096}]}`))
+	f.Add([]byte(`{"format":1,"retention":{"within":"1d12h"},"limits":[{"from":"22:00","to":"06:00","write":65536}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		p, err := Parse(raw)
 		if err != nil {
