@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/headercopy"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
@@ -79,15 +80,14 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 			return &DamageError{Object: key, Err: format.ErrCorrupt}
 		}
 		_, err = r.readSidecar(ctx, m, key, format.SidecarPrefix(part[1], part[2]))
-	case "map":
-		err = segment.CheckChunks(ctx, r.st, key)
-	case "seg":
-		var name format.Name
-		if name, err = format.ParseName(strings.Join(part[2:], "")); err != nil {
-			return &DamageError{Object: key, Err: err}
-		}
-		if _, err = m.segments.Get(ctx, name); err == nil {
-			_, err = segment.ReadTOC(ctx, r.st, m.Keys, key)
+	case "map", "seg":
+		err = r.checkLarge(ctx, m, key)
+	case "ledger":
+		var body []byte
+		if body, err = smallobject.Get(ctx, r.st, key, format.KindLedger, m.Map); err == nil {
+			if _, err = format.ParseLedger(body); err != nil {
+				err = &DamageError{Object: key, Machine: m.Machine.ID, Err: err}
+			}
 		}
 	default:
 		err = &DamageError{Object: key, Err: fmt.Errorf("no object of a repository has this name: %w", format.ErrCorrupt)}
@@ -95,6 +95,41 @@ func (r *Repository) CheckObject(ctx context.Context, key string) error {
 	var de *DamageError
 	if errors.As(err, &de) && de.Machine == "" {
 		de.Machine = m.Machine.ID
+	}
+	return err
+}
+
+// checkLarge checks the table of a segment or map object, or of a replica of
+// one; of maps every byte, of segments the header.
+func (r *Repository) checkLarge(ctx context.Context, m *machine, key string) error {
+	_, _, isReplica, ok := format.Original(key)
+	if !ok {
+		return &DamageError{Object: key, Err: fmt.Errorf("no object of a repository has this name: %w", format.ErrCorrupt)}
+	}
+	if strings.HasPrefix(key, "map/") {
+		if err := segment.CheckChunks(ctx, r.st, key); err != nil {
+			return err
+		}
+		if _, err := blockmap.ReadPages(ctx, r.st, m.Keys, key); err != nil && !errors.Is(err, segment.ErrNoTable) {
+			return err
+		}
+		return nil
+	}
+	p := make([]byte, format.SegmentHeaderSize)
+	if err := damage.ReadFull(ctx, r.st, key, 0, p); err != nil {
+		return err
+	}
+	h, err := format.ParseSegmentHeader(p)
+	if err == nil && (h.Machine != m.Raw || h.Replica != isReplica || h.Sealed != (r.cfg.Sealing == SealingAESGCM)) {
+		err = fmt.Errorf("segment of another machine, kind or sealing: %w", format.ErrCorrupt)
+	}
+	if err != nil {
+		return &DamageError{Object: key, Err: err}
+	}
+	if isReplica {
+		_, err = segment.ReadReplicaTOC(ctx, r.st, m.Keys, key)
+	} else {
+		_, err = segment.ReadTOC(ctx, r.st, m.Keys, key)
 	}
 	return err
 }

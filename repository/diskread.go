@@ -14,13 +14,11 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
-	"github.com/lockstep-backup/lockstep/store"
 )
 
 // unitReader reads stored extents. It has buffers and is for one goroutine.
 type unitReader struct {
 	m    *machine
-	st   store.Store
 	x    segment.Scratch
 	buf  []byte // aligned, readRun bytes and a page more
 	plan []wanted
@@ -39,8 +37,8 @@ const (
 	readGap = 64 << 10
 )
 
-func newUnitReader(m *machine, st store.Store) *unitReader {
-	return &unitReader{m: m, st: st}
+func newUnitReader(m *machine) *unitReader {
+	return &unitReader{m: m}
 }
 
 // block reads one block's content into dst (BlockSize bytes) and compares it
@@ -113,7 +111,7 @@ func (r *unitReader) straight(ctx context.Context, dst []byte, bad func(error, i
 	n := len(r.plan) * format.BlockSize
 	seg, err := r.m.segments.Get(ctx, r.plan[0].Segment)
 	if err == nil {
-		err = damage.ReadFull(ctx, r.st, seg.Key, int64(r.plan[0].Position)*format.PageSize, dst[:n])
+		err = damage.ReadFull(ctx, r.m.view, seg.Key, int64(r.plan[0].Position)*format.PageSize, dst[:n])
 	}
 	g := r.m.Digester()
 	defer r.m.Release(g)
@@ -173,7 +171,7 @@ func (r *unitReader) read(ctx context.Context, dst []byte, bad func(error, int) 
 func (r *unitReader) run(ctx context.Context, dst []byte, ws []wanted, start, end int64, bad func(error, int) error) error {
 	seg, err := r.m.segments.Get(ctx, ws[0].Segment)
 	if err == nil {
-		err = damage.ReadFull(ctx, r.st, seg.Key, start, r.buf[:end-start])
+		err = damage.ReadFull(ctx, r.m.view, seg.Key, start, r.buf[:end-start])
 		if err != nil && ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -222,7 +220,6 @@ func scatter(block, p []byte, stored, live uint16) {
 type DiskReader struct {
 	ctx    context.Context
 	m      *machine
-	st     store.Store
 	disk   Disk
 	tree   *blockmap.Tree
 	pool   sync.Pool
@@ -239,8 +236,8 @@ func (r *Repository) OpenDisk(ctx context.Context, mid string, d Disk) (*DiskRea
 	if err != nil {
 		return nil, fmt.Errorf("open disk %s: %w", d.ID, err)
 	}
-	dr := &DiskReader{ctx: ctx, m: m, st: r.st, disk: d, tree: t, blocks: format.BlockCount(d.Size)}
-	dr.pool.New = func() any { return &readBuffers{r: newUnitReader(m, r.st)} }
+	dr := &DiskReader{ctx: ctx, m: m, disk: d, tree: t, blocks: format.BlockCount(d.Size)}
+	dr.pool.New = func() any { return &readBuffers{r: newUnitReader(m)} }
 	return dr, nil
 }
 

@@ -307,7 +307,7 @@ func newUnitWorker(w *diskWriter) *unitWorker {
 		diskWriter: w, g: w.m.Digester(),
 		in: disk.AlignedBuffer(format.LeafSize), out: disk.AlignedBuffer(format.LeafSize + format.PageSize),
 		old: make([]byte, format.BlockSize), page: make([]byte, format.BlockSize),
-		reader: newUnitReader(w.m, w.r.st),
+		reader: newUnitReader(w.m),
 	}
 }
 

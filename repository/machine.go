@@ -16,6 +16,7 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/internal/headercopy"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
+	"github.com/lockstep-backup/lockstep/repository/internal/replica"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 	"github.com/lockstep-backup/lockstep/repository/internal/smallobject"
 	"github.com/lockstep-backup/lockstep/repository/internal/twin"
@@ -26,6 +27,7 @@ import (
 type machine struct {
 	Machine
 	*machinekey.Keys
+	view     *replica.View // through which segments and map objects are read
 	segments *segment.Cache
 	maps     *blockmap.Cache
 	log      *machinelog.Log
@@ -42,9 +44,10 @@ func (r *Repository) newMachine(rec machineRecord) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	view := replica.New(r.st, keys)
 	return &machine{
-		Machine: rec.Machine, Keys: keys,
-		segments: segment.NewCache(keys, r.st, r.cfg.Sealing == SealingAESGCM), maps: blockmap.NewCache(keys, r.st),
+		Machine: rec.Machine, Keys: keys, view: view,
+		segments: segment.NewCache(keys, view, r.cfg.Sealing == SealingAESGCM), maps: blockmap.NewCache(keys, view),
 		log: machinelog.New(r.st, keys, r.Trust, r.log),
 	}, nil
 }

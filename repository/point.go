@@ -160,7 +160,7 @@ func (w *PointWriter) WriteDisk(ctx context.Context, in DiskInput) (Disk, error)
 	g := w.m.Digester()
 	defer w.m.Release(g)
 	before := w.maps.Bytes()
-	dw.tree = blockmap.NewBuilder(w.maps, g, size, dw.parent)
+	dw.tree = blockmap.NewBuilder(w.maps, g, in.ID, size, dw.parent)
 	if err := dw.run(ctx); err != nil {
 		return Disk{}, fmt.Errorf("write disk %s: %w", in.ID, err)
 	}

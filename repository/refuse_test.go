@@ -86,7 +86,7 @@ func TestLaterVersionsAreRefused(t *testing.T) {
 					binary.LittleEndian.PutUint32(p[4092:], castagnoli(p[:4092]))
 				}
 			}
-			changes = map[string]func(p []byte){"segment version": header(8, 2), "segment flag": header(10, 3)}
+			changes = map[string]func(p []byte){"segment version": header(8, 2), "segment flag": header(10, 5)}
 		case "map":
 			header := func(at int, b byte) func(p []byte) {
 				return func(p []byte) {
@@ -94,7 +94,7 @@ func TestLaterVersionsAreRefused(t *testing.T) {
 					binary.LittleEndian.PutUint32(p[60:], castagnoli(p[:60]))
 				}
 			}
-			changes = map[string]func(p []byte){"map version": header(8, 2), "map flag": header(10, 1)}
+			changes = map[string]func(p []byte){"map version": header(8, 3), "map flag": header(10, 2)}
 		}
 		for what, change := range changes {
 			t.Run(kind+"/"+what, func(t *testing.T) {

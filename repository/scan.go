@@ -71,7 +71,7 @@ func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err e
 		group.Go(func() error {
 			g := d.m.Digester()
 			defer d.m.Release(g)
-			r := newUnitReader(d.m, d.st)
+			r := newUnitReader(d.m)
 			buf := disk.AlignedBuffer(format.LeafSize + format.PageSize)
 			for i := range units {
 				if err := s.unit(ctx, g, r, buf, i); err != nil {

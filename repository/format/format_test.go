@@ -195,7 +195,7 @@ func TestTrailerRoundTrip(t *testing.T) {
 			}
 		}
 		crcs := c.Finish()
-		p := MapTrailer(end, crcs)
+		p := MapTrailer1(end, crcs)
 		if segment {
 			p = SegmentTrailer(end, tocLen, crcs)
 		}
@@ -244,7 +244,7 @@ func TestHeadersRoundTrip(t *testing.T) {
 			t.Errorf("segment header came back as %+v, %v", got, err)
 		}
 	}
-	h := MapHeader{ID: digest(7), Machine: tag(8)}
+	h := MapHeader{Version: 1, ID: digest(7), Machine: tag(8)}
 	if got, err := ParseMapHeader(append(h.Encode(), 1)); err != nil || got != h {
 		t.Errorf("map header came back as %+v, %v", got, err)
 	}
@@ -385,26 +385,33 @@ func TestSegmentHeaderDefects(t *testing.T) {
 		{"magic", recrc(4092, set(0, 'X')), "magic"},
 		{"checksum", set(3000, 1), "checksum"},
 		{"version 2", recrc(4092, set(8, 2)), "version 2"},
-		{"unknown flag", recrc(4092, set(10, 3)), "flags 0x3"},
+		{"unknown flag", recrc(4092, set(10, 5)), "flags 0x5"},
 	})
 }
 
 func TestMapHeaderDefects(t *testing.T) {
-	runDefects(t, MapHeader{ID: digest(5), Machine: tag(6)}.Encode(), func(p []byte) error { _, err := ParseMapHeader(p); return err }, []defect{
+	runDefects(t, MapHeader{Version: 1, ID: digest(5), Machine: tag(6)}.Encode(), func(p []byte) error { _, err := ParseMapHeader(p); return err }, []defect{
 		{"magic", recrc(60, set(0, 'X')), "magic"},
 		{"checksum", set(30, 1), "checksum"},
-		{"version 2", recrc(60, set(8, 2)), "version 2"},
+		{"version 3", recrc(60, set(8, 3)), "version 3"},
 		{"flags", recrc(60, set(10, 1)), "flags 0x1"},
+		{"flags of version 2", recrc(60, set(8, 2, 0, 2)), "flags 0x2"},
 	})
 }
 
 func TestTrailerDefects(t *testing.T) {
 	const end, tocLen = 3 * PageSize, 100
-	for _, segment := range []bool{true, false} {
-		good, fs, size := SegmentTrailer(end, tocLen, []uint32{7}), FooterSize, int64(end+tocLen)
-		if !segment {
-			good, fs, size = MapTrailer(end, []uint32{7}), MapFooterSize, end
-		}
+	for _, c := range []struct {
+		segment, table bool
+		good           []byte
+		fs             int
+		size           int64
+	}{
+		{true, true, SegmentTrailer(end, tocLen, []uint32{7}), FooterSize, end + tocLen},
+		{false, false, MapTrailer1(end, []uint32{7}), mapFooterSize1, end},
+		{false, true, MapTrailer(end, tocLen, []uint32{7}), FooterSize, end + tocLen},
+	} {
+		segment, good, fs, size := c.segment, c.good, c.fs, c.size
 		size += int64(len(good))
 		at := len(good) - fs
 		parse := func(p []byte) error {
@@ -427,10 +434,10 @@ func TestTrailerDefects(t *testing.T) {
 			{"checksums without bound", recrc(-4, set(len(good)-24, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)), "checksums"},
 			{"one byte longer", grow(0), "magic"},
 		}
-		if segment {
+		if c.table {
 			defects = append(defects, defect{"table of contents beyond the object", recrc(-4, set(at+8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)), "table of contents"})
 		}
-		t.Run(fmt.Sprintf("segment=%v", segment), func(t *testing.T) { runDefects(t, good, parse, defects) })
+		t.Run(fmt.Sprintf("segment=%v table=%v", segment, c.table), func(t *testing.T) { runDefects(t, good, parse, defects) })
 	}
 	for _, c := range []struct {
 		name    string
@@ -440,7 +447,8 @@ func TestTrailerDefects(t *testing.T) {
 	}{
 		{"data of a segment not in pages", SegmentTrailer(PageSize+1, 0, []uint32{1}), PageSize + 1, true},
 		{"segment without a header", SegmentTrailer(0, 0, nil), 0, true},
-		{"map without a header", MapTrailer(MapHeaderSize-1, []uint32{1}), MapHeaderSize - 1, false},
+		{"map without a header", MapTrailer1(MapHeaderSize-1, []uint32{1}), MapHeaderSize - 1, false},
+		{"map of version 2 without a table", MapTrailer(MapHeaderSize, 0, []uint32{1}), MapHeaderSize, false},
 		{"checksums of more than there is", SegmentTrailer(PageSize, 0, []uint32{1, 2}), PageSize, true},
 	} {
 		if _, err := ParseTrailer(c.p, c.size+int64(len(c.p)), c.segment); !errors.Is(err, ErrCorrupt) {

@@ -75,9 +75,11 @@ func FuzzTOC(f *testing.F) {
 }
 
 func FuzzTrailer(f *testing.F) {
-	s, m := SegmentTrailer(3*PageSize, 100, []uint32{7}), MapTrailer(5000, []uint32{9})
+	s, m := SegmentTrailer(3*PageSize, 100, []uint32{7}), MapTrailer1(5000, []uint32{9})
 	f.Add(s, int64(3*PageSize+100+len(s)), true)
 	f.Add(m, int64(5000+len(m)), false)
+	m2 := MapTrailer(5000, 50, []uint32{9})
+	f.Add(m2, int64(5050+len(m2)), false)
 	f.Fuzz(func(t *testing.T, p []byte, size int64, segment bool) {
 		n, err := TrailerSize(p[max(0, len(p)-FooterSize):], max(size, 0), segment)
 		if refused(t, err) {
@@ -114,7 +116,7 @@ func FuzzSegmentHeader(f *testing.F) {
 }
 
 func FuzzMapHeader(f *testing.F) {
-	f.Add(MapHeader{ID: digest(5), Machine: tag(6)}.Encode())
+	f.Add(MapHeader{Version: 2, ID: digest(5), Machine: tag(6)}.Encode())
 	f.Fuzz(func(t *testing.T, p []byte) {
 		h, err := ParseMapHeader(p)
 		if refused(t, err) {

@@ -23,6 +23,8 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	replica := make([]byte, SegmentHeaderSize)
+	SegmentHeader{Sealed: true, Replica: true, ID: digest(5), Machine: tag(6)}.Encode(replica)
 	block := make([]byte, BlockSize)
 	block[BlockSize-1] = 1
 	var row [32]Digest
@@ -32,8 +34,16 @@ func TestGolden(t *testing.T) {
 	for name, p := range map[string][]byte{
 		"leaf": sampleLeaf().Encode(nil), "node": sampleNode().Encode(nil),
 		"toc": sampleTOC().Encode(), "segment-header": segment, "segment-header-unsealed": plain,
-		"map-header":      MapHeader{ID: digest(7), Machine: tag(8)}.Encode(),
-		"segment-trailer": SegmentTrailer(2<<20, 123, []uint32{1, 0xffffffff}), "map-trailer": MapTrailer(1<<20+1, []uint32{1, 0xffffffff}),
+		"segment-header-replica": replica,
+		"map-header":             MapHeader{Version: 1, ID: digest(7), Machine: tag(8)}.Encode(),
+		"map-header-2":           MapHeader{Version: 2, ID: digest(7), Machine: tag(8)}.Encode(),
+		"map-header-replica":     MapHeader{Version: 2, Replica: true, ID: digest(7), Machine: tag(8)}.Encode(),
+		"segment-trailer":        SegmentTrailer(2<<20, 123, []uint32{1, 0xffffffff}),
+		"map-trailer":            MapTrailer1(1<<20+1, []uint32{1, 0xffffffff}),
+		"map-trailer-2":          MapTrailer(1<<20+1, 77, []uint32{1, 0xffffffff}),
+		"toc-replica":            sampleReplicaTOC().Encode(),
+		"pages":                  samplePages(false).Encode(false), "pages-replica": samplePages(true).Encode(true),
+		"ledger": sampleLedger().Encode(),
 		"digest-block": hash(g.Block(block)), "digest-unread": hash(g.UnreadBlock(block, 0x1234)), "digest-join": hash(join),
 		"digest-root": hash(g.Root(1<<40+5, join)), "digest-keyed": hash(g.Keyed([]byte("a"), []byte("bc"))),
 	} {

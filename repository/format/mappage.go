@@ -149,6 +149,16 @@ func (r *reader) uvarint() uint64 {
 	return v
 }
 
+func (r *reader) varint() int64 {
+	v, n := binary.Varint(r.p)
+	if r.bad || n <= 0 {
+		r.bad = true
+		return 0
+	}
+	r.p = r.p[n:]
+	return v
+}
+
 // ParseLeaf reads a leaf page.
 func ParseLeaf(p []byte) (*Leaf, error) {
 	bad := func(what string) (*Leaf, error) { return nil, fmt.Errorf("map leaf: %s: %w", what, ErrCorrupt) }

@@ -19,6 +19,8 @@ const (
 	KindHeader   uint16 = 7
 	KindSidecar  uint16 = 8
 	KindTOC      uint16 = 9
+	KindLedger   uint16 = 10
+	KindPages    uint16 = 11
 )
 
 // Object keys and prefixes.
@@ -65,6 +67,36 @@ func MapKey(mid string, n Name) string { return MapPrefix(mid) + n.path() }
 
 // MapPrefix is the folder of a machine's map objects.
 func MapPrefix(mid string) string { return "map/" + mid + "/" }
+
+// LedgerPrefix is the folder of a machine's ledgers.
+func LedgerPrefix(mid string) string { return "ledger/" + mid + "/" }
+
+// LedgerKey is where a ledger lies: of the reclaim with fence n; stage 1 =
+// accounted, 2 = swept.
+func LedgerKey(mid string, n int64, stage int) string {
+	return fmt.Sprintf("%s%016x-%d", LedgerPrefix(mid), n, stage)
+}
+
+// ReplicaKey is where a replica of the object at key lies.
+func ReplicaKey(key string, random uint32) string { return fmt.Sprintf("%s-%08x", key, random) }
+
+// Original splits the key of a segment or map object, or of a replica of one,
+// into that of the original and whether it is a replica's. ok says that it is such a key.
+func Original(key string) (original string, name Name, replica, ok bool) {
+	original = key
+	if n := len(key); n > 9 && key[n-9] == '-' {
+		original, replica = key[:n-9], true
+		if strings.Trim(key[n-8:], "0123456789abcdef") != "" {
+			return key, name, false, false
+		}
+	}
+	part := strings.Split(original, "/")
+	if len(part) != 4 || part[0] != "seg" && part[0] != "map" || !ValidID(part[1]) || len(part[2]) != 8 {
+		return key, name, false, false
+	}
+	name, err := ParseName(part[2] + part[3])
+	return original, name, replica, err == nil
+}
 
 // HeaderKeys are where the two copies of an encryption header lie.
 func HeaderKeys(mid, hid string) [2]string {

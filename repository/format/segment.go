@@ -10,6 +10,7 @@ const (
 	segEnd   = "LSSEGEND"
 	mapMagic = "LSMAPO01"
 	mapEnd   = "LSMAPEND"
+	mapEnd2  = "LSMAPEN2"
 
 	// SegmentHeaderSize is the size of a segment's header: one page, so that extents are aligned.
 	SegmentHeaderSize = 4096
@@ -18,16 +19,19 @@ const (
 	// FooterSize is the size of both footers.
 	FooterSize = 40
 
-	flagSealed = 1
+	flagSealed     = 1
+	flagReplica    = 2
+	flagMapReplica = 1
 
 	maxTOCExtents = 1 << 20
 	maxTOCDisks   = 4096
 	tocExtentSize = 48
 )
 
-// SegmentHeader is the first page of a segment.
+// SegmentHeader is the first page of a segment or of a replica of one.
 type SegmentHeader struct {
 	Sealed  bool
+	Replica bool
 	ID      [IDSize]byte
 	Machine [16]byte
 }
@@ -38,9 +42,14 @@ func (h SegmentHeader) Encode(p []byte) {
 	clear(p)
 	copy(p, segMagic)
 	binary.LittleEndian.PutUint16(p[8:], 1)
+	flags := uint16(0)
 	if h.Sealed {
-		binary.LittleEndian.PutUint16(p[10:], flagSealed)
+		flags |= flagSealed
 	}
+	if h.Replica {
+		flags |= flagReplica
+	}
+	binary.LittleEndian.PutUint16(p[10:], flags)
 	copy(p[16:], h.ID[:])
 	copy(p[48:], h.Machine[:])
 	binary.LittleEndian.PutUint32(p[4092:], CRC(p[:4092]))
@@ -62,17 +71,19 @@ func ParseSegmentHeader(p []byte) (h SegmentHeader, err error) {
 		return h, fmt.Errorf("segment header: version %d is %w", v, ErrVersion)
 	}
 	flags := binary.LittleEndian.Uint16(p[10:])
-	if flags&^flagSealed != 0 {
+	if flags&^(flagSealed|flagReplica) != 0 {
 		return h, fmt.Errorf("segment header: flags %#x are %w", flags, ErrVersion)
 	}
-	h.Sealed = flags&flagSealed != 0
+	h.Sealed, h.Replica = flags&flagSealed != 0, flags&flagReplica != 0
 	copy(h.ID[:], p[16:])
 	copy(h.Machine[:], p[48:])
 	return h, nil
 }
 
-// MapHeader is the head of a map object.
+// MapHeader is the head of a map object or of a replica of one.
 type MapHeader struct {
+	Version int // 1: without a page table, 2
+	Replica bool
 	ID      [IDSize]byte
 	Machine [16]byte
 }
@@ -81,7 +92,10 @@ type MapHeader struct {
 func (h MapHeader) Encode() []byte {
 	p := make([]byte, MapHeaderSize)
 	copy(p, mapMagic)
-	binary.LittleEndian.PutUint16(p[8:], 1)
+	binary.LittleEndian.PutUint16(p[8:], uint16(h.Version))
+	if h.Replica {
+		binary.LittleEndian.PutUint16(p[10:], flagMapReplica)
+	}
 	copy(p[12:], h.ID[:])
 	copy(p[44:], h.Machine[:])
 	binary.LittleEndian.PutUint32(p[60:], CRC(p[:60]))
@@ -100,9 +114,11 @@ func ParseMapHeader(p []byte) (h MapHeader, err error) {
 	if binary.LittleEndian.Uint32(p[60:]) != CRC(p[:60]) {
 		return h, fmt.Errorf("map header: checksum: %w", ErrCorrupt)
 	}
-	if v, f := binary.LittleEndian.Uint16(p[8:]), binary.LittleEndian.Uint16(p[10:]); v != 1 || f != 0 {
+	v, f := binary.LittleEndian.Uint16(p[8:]), binary.LittleEndian.Uint16(p[10:])
+	if v != 1 && v != 2 || f > flagMapReplica || v == 1 && f != 0 {
 		return h, fmt.Errorf("map header: version %d, flags %#x are %w", v, f, ErrVersion)
 	}
+	h.Version, h.Replica = int(v), f != 0
 	copy(h.ID[:], p[12:])
 	copy(h.Machine[:], p[44:])
 	return h, nil
@@ -152,7 +168,7 @@ func trailer(magic string, first, second uint64, crcs []uint32) []byte {
 		p = binary.LittleEndian.AppendUint32(p, c)
 	}
 	p = binary.LittleEndian.AppendUint64(p, first)
-	if magic == segEnd {
+	if magic != mapEnd {
 		p = binary.LittleEndian.AppendUint64(p, second)
 	}
 	p = binary.LittleEndian.AppendUint64(p, uint64(len(crcs)))
@@ -167,37 +183,52 @@ func SegmentTrailer(toc, tocLen int64, crcs []uint32) []byte {
 	return trailer(segEnd, uint64(toc), uint64(tocLen), crcs)
 }
 
-// MapTrailer is the CRC table and footer of a map object whose pages end at end.
-func MapTrailer(end int64, crcs []uint32) []byte {
+// MapTrailer is the CRC table and footer of a map object whose pages end at
+// end and whose page table has tableLen bytes.
+func MapTrailer(end, tableLen int64, crcs []uint32) []byte {
+	return trailer(mapEnd2, uint64(end), uint64(tableLen), crcs)
+}
+
+// MapTrailer1 is that of a map object of version 1, which has no page table.
+func MapTrailer1(end int64, crcs []uint32) []byte {
 	return trailer(mapEnd, uint64(end), 0, crcs)
 }
 
-// MapFooterSize is the size of a map object's footer.
-const MapFooterSize = FooterSize - 8
+// mapFooterSize1 is the size of the footer of a map object of version 1.
+const mapFooterSize1 = FooterSize - 8
 
 // Footer is the parsed trailer.
 type Footer struct {
 	DataEnd int64 // segments: where the table of contents begins; maps: end of the pages
-	TOCLen  int64
+	TOCLen  int64 // of the table's frame; map objects of version 1: 0
 	CRCs    []uint32
+}
+
+// footer finds out which footer the last bytes of an object are, and its size.
+func footer(last []byte, segment bool) (size int, table bool, err error) {
+	magic := ""
+	if len(last) >= mapFooterSize1 {
+		magic = string(last[len(last)-16 : len(last)-8])
+	}
+	switch {
+	case magic == mapEnd && !segment:
+		return mapFooterSize1, false, nil
+	case magic != segEnd && segment || magic != mapEnd2 && !segment:
+		return 0, false, fmt.Errorf("footer: no magic: %w", ErrCorrupt)
+	case len(last) < FooterSize:
+		return 0, false, fmt.Errorf("footer: object is too short: %w", ErrCorrupt)
+	}
+	return FooterSize, true, nil
 }
 
 // TrailerSize says how many bytes at the end of an object hold its trailer,
 // given its last FooterSize bytes (or all if shorter).
 func TrailerSize(last []byte, size int64, segment bool) (int64, error) {
-	fs := FooterSize
-	magic := segEnd
-	if !segment {
-		fs, magic = MapFooterSize, mapEnd
+	fs, _, err := footer(last, segment)
+	if err != nil {
+		return 0, err
 	}
-	if len(last) < fs {
-		return 0, fmt.Errorf("footer: object is too short: %w", ErrCorrupt)
-	}
-	f := last[len(last)-fs:]
-	if string(f[fs-16:fs-8]) != magic {
-		return 0, fmt.Errorf("footer: no magic: %w", ErrCorrupt)
-	}
-	n := binary.LittleEndian.Uint64(f[fs-24:])
+	n := binary.LittleEndian.Uint64(last[len(last)-24:])
 	if n > uint64(size)/CRCChunk+1 {
 		return 0, fmt.Errorf("footer: %d checksums: %w", n, ErrCorrupt)
 	}
@@ -206,21 +237,18 @@ func TrailerSize(last []byte, size int64, segment bool) (int64, error) {
 
 // ParseTrailer reads the trailer, whose size TrailerSize gave, of an object of size bytes.
 func ParseTrailer(p []byte, size int64, segment bool) (f Footer, err error) {
-	fs := FooterSize
-	if !segment {
-		fs = MapFooterSize
-	}
-	if len(p) < fs {
-		return f, fmt.Errorf("footer: %d bytes: %w", len(p), ErrCorrupt)
+	fs, table, err := footer(p, segment)
+	if err != nil {
+		return f, err
 	}
 	if binary.LittleEndian.Uint32(p[len(p)-4:]) != CRC(p[:len(p)-4]) {
 		return f, fmt.Errorf("footer: checksum: %w", ErrCorrupt)
 	}
 	t := p[len(p)-fs:]
 	dataEnd := binary.LittleEndian.Uint64(t)
-	if segment {
+	if table {
 		tl := binary.LittleEndian.Uint64(t[8:])
-		if tl > uint64(size) {
+		if tl > uint64(size) || tl == 0 && !segment {
 			return f, fmt.Errorf("footer: table of contents: %w", ErrCorrupt)
 		}
 		f.TOCLen = int64(tl)
@@ -279,9 +307,18 @@ func (t TOC) Encode() []byte {
 }
 
 // ParseTOC reads it and checks that extents lie between the header and end.
-func ParseTOC(p []byte, end int64) (t TOC, err error) {
-	bad := func(what string) (TOC, error) {
-		return TOC{}, fmt.Errorf("table of contents: %s: %w", what, ErrCorrupt)
+func ParseTOC(p []byte, end int64) (TOC, error) {
+	t, rest, err := parseTOC(p, end)
+	if err == nil && len(rest) != 0 {
+		return TOC{}, fmt.Errorf("table of contents: number of extents: %w", ErrCorrupt)
+	}
+	return t, err
+}
+
+// parseTOC gives what is behind the extents as well.
+func parseTOC(p []byte, end int64) (t TOC, rest []byte, err error) {
+	bad := func(what string) (TOC, []byte, error) {
+		return TOC{}, nil, fmt.Errorf("table of contents: %s: %w", what, ErrCorrupt)
 	}
 	if len(p) < 4 {
 		return bad("too short")
@@ -307,7 +344,7 @@ func ParseTOC(p []byte, end int64) (t TOC, err error) {
 	}
 	ne := binary.LittleEndian.Uint32(p)
 	p = p[4:]
-	if ne > maxTOCExtents || int(ne)*tocExtentSize != len(p) {
+	if ne > maxTOCExtents || int(ne)*tocExtentSize > len(p) {
 		return bad("number of extents")
 	}
 	t.Extents = make([]TOCExtent, ne)
@@ -328,5 +365,5 @@ func ParseTOC(p []byte, end int64) (t TOC, err error) {
 			return bad("an extent lies outside")
 		}
 	}
-	return t, nil
+	return t, p, nil
 }

@@ -10,12 +10,12 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
-	"github.com/lockstep-backup/lockstep/store"
 )
 
 // Cache reads map pages of one machine: it keeps the keys of map objects,
@@ -23,7 +23,9 @@ import (
 // All three are bounded.
 type Cache struct {
 	m  *machinekey.Keys
-	st store.Store
+	st damage.Reader
+
+	pagesRead atomic.Int64
 
 	mu      sync.Mutex
 	objects map[format.Name]cipher.AEAD
@@ -48,12 +50,16 @@ const (
 	maxCachedObjects = 1024
 )
 
-func NewCache(m *machinekey.Keys, st store.Store) *Cache {
+// NewCache reads through st.
+func NewCache(m *machinekey.Keys, st damage.Reader) *Cache {
 	return &Cache{
 		m: m, st: st, objects: map[format.Name]cipher.AEAD{},
 		windows: map[windowKey][]byte{}, pages: map[pageKey]any{},
 	}
 }
+
+// PagesRead is how many pages were read and opened so far.
+func (c *Cache) PagesRead() int64 { return c.pagesRead.Load() }
 
 func (c *Cache) object(ctx context.Context, name format.Name) (cipher.AEAD, error) {
 	c.mu.Lock()
@@ -149,6 +155,7 @@ func (c *Cache) page(ctx context.Context, ref format.Ref, kind byte) ([]byte, er
 	}
 	var nonce [12]byte
 	binary.LittleEndian.PutUint64(nonce[4:], uint64(ref.Offset))
+	c.pagesRead.Add(1)
 	out, err := a.Open(p[:0], nonce[:], p, []byte{kind})
 	if err != nil {
 		return nil, &damage.Error{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: segment.ErrTag}
@@ -218,7 +225,8 @@ func childrenNode(g *format.Digester, n *format.Node) format.Digest {
 	return g.Join32(&d)
 }
 
-func (c *Cache) node(ctx context.Context, ref format.Ref, level int) (*format.Node, error) {
+// Node reads an inner node of that level; a zero ref is one of zeroes.
+func (c *Cache) Node(ctx context.Context, ref format.Ref, level int) (*format.Node, error) {
 	if ref.Zero() {
 		return &format.Node{Level: level}, nil
 	}
@@ -266,7 +274,7 @@ func (t *Tree) Ref(ctx context.Context, level int, index int64) (ref format.Ref,
 		if ref.Zero() {
 			return ref, true, nil
 		}
-		n, err := t.Cache.node(ctx, ref, l)
+		n, err := t.Cache.Node(ctx, ref, l)
 		if err != nil {
 			return ref, true, err
 		}

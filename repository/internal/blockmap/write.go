@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/store"
@@ -24,6 +25,7 @@ type Writer struct {
 	name   format.Name
 	aead   cipher.AEAD
 	crcs   format.CRCs
+	table  format.PageTable
 	buf    []byte // not yet handed to w
 	offset int64  // of the end of buf in the object
 	total  int64  // bytes of finished objects
@@ -35,7 +37,7 @@ const (
 )
 
 func (w *Writer) start() error {
-	h := format.MapHeader{Machine: w.m.Raw}
+	h := format.MapHeader{Version: 2, Machine: w.m.Raw}
 	var random [4]byte
 	_, _ = rand.Read(h.ID[:])
 	_, _ = rand.Read(random[:])
@@ -47,14 +49,15 @@ func (w *Writer) start() error {
 	if w.w, err = w.st.Create(w.ctx, format.MapKey(w.m.ID, w.name)); err != nil {
 		return fmt.Errorf("write map: %w", err)
 	}
-	w.crcs = format.CRCs{}
+	w.crcs, w.table = format.CRCs{}, format.PageTable{}
 	w.buf = append(w.buf[:0], h.Encode()...)
 	w.offset = int64(len(w.buf))
 	return nil
 }
 
-// page seals plain behind what is there; it uses plain as scratch.
-func (w *Writer) page(kind byte, plain []byte) (Placed, error) {
+// page seals plain, page number index of that level of a disk's map, behind
+// what is there.
+func (w *Writer) page(disk string, level int, index int64, plain []byte) (Placed, error) {
 	if w.w != nil && w.offset+int64(len(plain)) > mapObjectSize {
 		if err := w.Finish(); err != nil {
 			return Placed{}, err
@@ -71,7 +74,17 @@ func (w *Writer) page(kind byte, plain []byte) (Placed, error) {
 	}
 	var nonce [12]byte
 	binary.LittleEndian.PutUint64(nonce[4:], uint64(ref.Offset))
+	kind := byte(format.PageNode)
+	if level == 0 {
+		kind = format.PageLeaf
+	}
 	w.buf = w.aead.Seal(w.buf, nonce[:], plain, []byte{kind})
+	if n := len(w.table.Disks); n == 0 || w.table.Disks[n-1] != disk { // disks come one after another
+		w.table.Disks = append(w.table.Disks, disk)
+	}
+	w.table.Pages = append(w.table.Pages, format.PageEntry{
+		Disk: len(w.table.Disks) - 1, Level: level, Index: index, Offset: ref.Offset, Length: ref.Length,
+	})
 	w.offset += int64(ref.Length)
 	if len(w.buf) >= flushSize {
 		return ref, w.flush()
@@ -98,7 +111,11 @@ func (w *Writer) Finish() error {
 		return err
 	}
 	end := w.crcs.Size()
-	tail := format.MapTrailer(end, w.crcs.Finish())
+	frame, err := envelope.SealFrame(format.KindPages, w.m.Map, []byte(format.MapKey(w.m.ID, w.name)), w.table.Encode(false))
+	if err != nil {
+		return fmt.Errorf("write map: %w", err)
+	}
+	tail := append(frame, format.MapTrailer(end, int64(len(frame)), w.crcs.Finish())...)
 	if _, err := w.w.Write(tail); err != nil {
 		return fmt.Errorf("write map: %w", err)
 	}
@@ -137,6 +154,7 @@ func (w *Writer) Bytes() int64 { return w.offset + w.total }
 // equal to the parent's is referred to, not written.
 type Builder struct {
 	w      *Writer
+	disk   string
 	g      *format.Digester
 	level  int
 	leaves int64
@@ -182,13 +200,13 @@ func (b *Builder) close(ctx context.Context, n *format.Node, index int64) (forma
 		return ref, err
 	}
 	b.buf = n.Encode(b.buf[:0])
-	p, err := b.w.page(format.PageNode, b.buf)
+	p, err := b.w.page(b.disk, n.Level, index, b.buf)
 	return format.Ref{Node: digest, Object: p.Object, Offset: p.Offset, Length: p.Length}, err
 }
 
 // NewBuilder begins the map of a disk of size bytes; parent may be nil.
-func NewBuilder(w *Writer, g *format.Digester, size int64, parent *Tree) *Builder {
-	return &Builder{w: w, g: g, level: format.Levels(size), leaves: format.LeafCount(size), parent: parent}
+func NewBuilder(w *Writer, g *format.Digester, disk string, size int64, parent *Tree) *Builder {
+	return &Builder{w: w, g: g, disk: disk, level: format.Levels(size), leaves: format.LeafCount(size), parent: parent}
 }
 
 // Level is the level of the root.
@@ -210,9 +228,10 @@ func (b *Builder) same(ctx context.Context, digest format.Digest, level int, ind
 	return ref, known && ref.Node == digest, nil
 }
 
-// Leaf writes a leaf that differs from the parent's and returns its reference.
+// Leaf writes the leaf that comes next, which differs from the parent's, and
+// returns its reference for Add.
 func (b *Builder) Leaf(l *format.Leaf, digest format.Digest) (format.Ref, error) {
 	b.buf = l.Encode(b.buf[:0])
-	p, err := b.w.page(format.PageLeaf, b.buf)
+	p, err := b.w.page(b.disk, 0, b.next, b.buf)
 	return format.Ref{Node: digest, Object: p.Object, Offset: p.Offset, Length: p.Length}, err
 }

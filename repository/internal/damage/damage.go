@@ -65,9 +65,14 @@ func FromStore(key string, err error) error {
 	return fmt.Errorf("read %s: %w", key, err)
 }
 
+// Reader is what reads objects: a store, or a view of one.
+type Reader interface {
+	ReadRange(ctx context.Context, key string, off int64, p []byte) (int, error)
+}
+
 // ReadFull fills p from an object that something refers to: if it is missing
 // or ends before, that is damage.
-func ReadFull(ctx context.Context, st store.Store, key string, off int64, p []byte) error {
+func ReadFull(ctx context.Context, st Reader, key string, off int64, p []byte) error {
 	n, err := st.ReadRange(ctx, key, off, p)
 	if n == len(p) {
 		return nil

@@ -99,7 +99,7 @@ var ErrTag = errors.New("extent is not what was stored")
 // Cache keeps the keys of segments that were read lately.
 type Cache struct {
 	m      *machinekey.Keys
-	st     store.Store
+	st     damage.Reader
 	sealed bool
 
 	mu sync.Mutex
@@ -108,7 +108,8 @@ type Cache struct {
 
 const maxCachedSegments = 4096
 
-func NewCache(m *machinekey.Keys, st store.Store, sealed bool) *Cache {
+// NewCache reads through st.
+func NewCache(m *machinekey.Keys, st damage.Reader, sealed bool) *Cache {
 	return &Cache{m: m, st: st, sealed: sealed, by: map[format.Name]*Segment{}}
 }
 
@@ -155,6 +156,7 @@ type Writer struct {
 	w      store.Writer
 	crcs   format.CRCs
 	TOC    format.TOC // what was appended, kept by the caller
+	runs   []format.Run
 	mapKey *[32]byte
 
 	chunk    []byte // aligned; small appends gather here
@@ -178,11 +180,15 @@ func Create(ctx context.Context, st store.Store, m *machinekey.Keys, sealed bool
 	if err != nil {
 		return nil, fmt.Errorf("write segment: %w", err)
 	}
+	return newWriter(s, m, w, disks, false), nil
+}
+
+func newWriter(s *Segment, m *machinekey.Keys, w store.Writer, disks []string, replica bool) *Writer {
 	sw := &Writer{Segment: s, w: w, mapKey: m.Map, chunk: disk.AlignedBuffer(chunkSize), Position: 1}
 	sw.TOC.Disks = disks
-	format.SegmentHeader{Sealed: s.aead != nil, ID: id, Machine: m.Raw}.Encode(sw.chunk)
+	format.SegmentHeader{Sealed: s.aead != nil, Replica: replica, ID: s.id, Machine: m.Raw}.Encode(sw.chunk)
 	sw.fill = format.SegmentHeaderSize
-	return sw, nil
+	return sw
 }
 
 // Room says how many pages fit still.
@@ -233,7 +239,11 @@ func (w *Writer) Finish() (int64, error) {
 	if err := w.flush(); err != nil {
 		return 0, errors.Join(err, w.w.Abort())
 	}
-	toc, err := envelope.SealFrame(format.KindTOC, w.mapKey, []byte(w.Key), w.TOC.Encode())
+	body := w.TOC.Encode()
+	if w.runs != nil {
+		body = format.ReplicaTOC{TOC: w.TOC, Runs: w.runs}.Encode()
+	}
+	toc, err := envelope.SealFrame(format.KindTOC, w.mapKey, []byte(w.Key), body)
 	if err != nil {
 		return 0, errors.Join(err, w.w.Abort())
 	}
@@ -275,27 +285,58 @@ func ReadTrailer(ctx context.Context, st store.Store, key string, segment bool) 
 	return f, info.Size, nil
 }
 
-// ReadTOC reads a segment's table of contents.
+// ReadTOC reads the table of contents of a segment, which is no replica.
 func ReadTOC(ctx context.Context, st store.Store, m *machinekey.Keys, key string) (t format.TOC, err error) {
-	f, _, err := ReadTrailer(ctx, st, key, true)
+	body, end, err := ReadTable(ctx, st, m, key)
 	if err != nil {
 		return t, err
 	}
-	if f.TOCLen > store.MaxSmallObject {
-		return t, &damage.Error{Object: key, Machine: m.ID, Err: format.ErrCorrupt}
-	}
-	p := make([]byte, f.TOCLen)
-	if err := damage.ReadFull(ctx, st, key, f.DataEnd, p); err != nil {
-		return t, err
-	}
-	body, err := envelope.OpenFrame(p, format.KindTOC, m.Map, []byte(key))
-	if err == nil {
-		t, err = format.ParseTOC(body, f.DataEnd)
-	}
-	if err != nil {
+	if t, err = format.ParseTOC(body, end); err != nil {
 		return t, &damage.Error{Object: key, Machine: m.ID, Err: err}
 	}
 	return t, nil
+}
+
+// ReadReplicaTOC reads the table of contents of a segment's replica.
+func ReadReplicaTOC(ctx context.Context, st store.Store, m *machinekey.Keys, key string) (t format.ReplicaTOC, err error) {
+	body, end, err := ReadTable(ctx, st, m, key)
+	if err != nil {
+		return t, err
+	}
+	if t, err = format.ParseReplicaTOC(body, end); err != nil {
+		return t, &damage.Error{Object: key, Machine: m.ID, Err: err}
+	}
+	return t, nil
+}
+
+// ErrNoTable says that a map object is of version 1.
+var ErrNoTable = errors.New("map object has no page table")
+
+// ReadTable reads and opens the table behind the data of a segment, a map
+// object, or a replica of one: its body, and where the data ends.
+func ReadTable(ctx context.Context, st store.Store, m *machinekey.Keys, key string) (body []byte, end int64, err error) {
+	isSegment := strings.HasPrefix(key, "seg/")
+	f, _, err := ReadTrailer(ctx, st, key, isSegment)
+	if err != nil {
+		return nil, 0, err
+	}
+	if f.TOCLen > store.MaxSmallObject {
+		return nil, 0, &damage.Error{Object: key, Machine: m.ID, Err: format.ErrCorrupt}
+	}
+	kind := format.KindTOC
+	if !isSegment {
+		if kind = format.KindPages; f.TOCLen == 0 {
+			return nil, 0, fmt.Errorf("read %s: %w", key, ErrNoTable)
+		}
+	}
+	p := make([]byte, f.TOCLen)
+	if err := damage.ReadFull(ctx, st, key, f.DataEnd, p); err != nil {
+		return nil, 0, err
+	}
+	if body, err = envelope.OpenFrame(p, kind, m.Map, []byte(key)); err != nil {
+		return nil, 0, &damage.Error{Object: key, Machine: m.ID, Err: err}
+	}
+	return body, f.DataEnd, nil
 }
 
 // Abort drops the segment.
@@ -321,12 +362,7 @@ func CheckChunks(ctx context.Context, st store.Store, key string) error {
 		if i > 0 {
 			continue
 		}
-		if isSegment {
-			_, err = format.ParseSegmentHeader(p)
-		} else {
-			_, err = format.ParseMapHeader(p)
-		}
-		if err != nil {
+		if err := CheckHeader(p, key, f); err != nil {
 			return &damage.Error{Object: key, Err: err}
 		}
 	}
@@ -340,4 +376,22 @@ func CheckChunks(ctx context.Context, st store.Store, key string) error {
 		}
 	}
 	return nil
+}
+
+// CheckHeader compares the header of a segment or map object, or of a replica
+// of one, with its key and its trailer.
+func CheckHeader(p []byte, key string, f format.Footer) error {
+	_, _, replica, _ := format.Original(key)
+	if strings.HasPrefix(key, "seg/") {
+		h, err := format.ParseSegmentHeader(p)
+		if err == nil && h.Replica != replica {
+			err = fmt.Errorf("segment header: replica %v under the name of another kind: %w", h.Replica, format.ErrCorrupt)
+		}
+		return err
+	}
+	h, err := format.ParseMapHeader(p)
+	if err == nil && (h.Replica != replica || (h.Version > 1) != (f.TOCLen > 0)) {
+		err = fmt.Errorf("map header: version %d, replica %v with a name or end of another kind: %w", h.Version, h.Replica, format.ErrCorrupt)
+	}
+	return err
 }
