@@ -5,7 +5,7 @@ import "time"
 // Job is long work under way or ended.
 type Job struct {
 	ID      string     `json:"id"`
-	Kind    string     `json:"kind" doc:"backup, prove, restore, verify, rebuild, prune"`
+	Kind    string     `json:"kind" doc:"backup, prove, restore, verify, rebuild, prune, import"`
 	State   string     `json:"state" enum:"queued,running,succeeded,failed,canceled"`
 	Created time.Time  `json:"created"`
 	Ended   *time.Time `json:"ended,omitempty"`
@@ -22,6 +22,7 @@ type JobResult struct {
 	Restore *RestoreResult `json:"restore,omitempty"`
 	Verify  *VerifyResult  `json:"verify,omitempty"`
 	Rebuild *RebuildResult `json:"rebuild,omitempty"`
+	Import  *ImportResult  `json:"import,omitempty"`
 	Prune   *PruneResult   `json:"prune,omitempty"`
 }
 

@@ -7,6 +7,7 @@ type BackupRequest struct {
 	Description     string `json:"description,omitempty"`
 	AllowLive       bool   `json:"allow_live,omitempty"`
 	AllowIncomplete bool   `json:"allow_incomplete,omitempty" doc:"record unread ranges instead of failing"`
+	Rates
 }
 
 // ProveRequest opens recovery points with the escrowed secrets.

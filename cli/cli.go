@@ -17,6 +17,7 @@ import (
 	"github.com/lockstep-backup/lockstep/cli/internal/backups"
 	"github.com/lockstep-backup/lockstep/cli/internal/catalogs"
 	"github.com/lockstep-backup/lockstep/cli/internal/checks"
+	"github.com/lockstep-backup/lockstep/cli/internal/imports"
 	"github.com/lockstep-backup/lockstep/cli/internal/jobs"
 	"github.com/lockstep-backup/lockstep/cli/internal/machines"
 	"github.com/lockstep-backup/lockstep/cli/internal/points"
@@ -39,7 +40,7 @@ type (
 
 // groups are the commands.
 var groups = []func(*shell.Run) []*cobra.Command{
-	audits.Commands, backups.Commands, catalogs.Commands, checks.Commands, jobs.Commands,
+	audits.Commands, backups.Commands, catalogs.Commands, checks.Commands, imports.Commands, jobs.Commands,
 	machines.Commands, points.Commands, restores.Commands, secrets.Commands, setup.Commands,
 	volumes.Commands,
 }

@@ -11,8 +11,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -62,26 +60,6 @@ func lower(a, b int64) int64 {
 	default:
 		return min(a, b)
 	}
-}
-
-// Parse reads a rate as people write it: bytes per second, with K, M, G or T
-// for powers of 1024 ("200M"); "" and "0" are no limit.
-func Parse(s string) (int64, error) {
-	if s == "" || s == "0" {
-		return 0, nil
-	}
-	digits, shift := s, 0
-	if i := strings.IndexByte("KMGT", s[len(s)-1]&^0x20); i >= 0 {
-		digits, shift = s[:len(s)-1], 10*(i+1)
-	}
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || n < 0 || n > math.MaxInt64>>shift || digits[0] == '+' {
-		return 0, fmt.Errorf("rate %q is not a number of bytes a second such as 200M", s)
-	}
-	if n <<= shift; n < Slowest {
-		return 0, fmt.Errorf("rate %q is less than %dK a second", s, Slowest>>10)
-	}
-	return n, nil
 }
 
 // Clock is the time and the waiting; the zero value is the system's.

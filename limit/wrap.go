@@ -69,7 +69,18 @@ func (t *limitedTarget) Unwrap() target.Disk { return t.Disk }
 // Store limits each request by the limits of its own context; requests without
 // pass as they are. What the store can do beyond the contract is asked of the
 // store itself, see Unwrap.
-func Store(s store.Store) store.Store { return &limitedStore{s} }
+func Store(s store.Store) store.Store {
+	if l, ok := s.(store.Locker); ok {
+		return &lockingStore{limitedStore{s}, l}
+	}
+	return &limitedStore{s}
+}
+
+// lockingStore is a limited store that can lock objects.
+type lockingStore struct {
+	limitedStore
+	store.Locker
+}
 
 type limitedStore struct{ store.Store }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/lockstep-backup/lockstep/server/internal/catalogs"
 	"github.com/lockstep-backup/lockstep/server/internal/checks"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/imports"
 	"github.com/lockstep-backup/lockstep/server/internal/jobs"
 	"github.com/lockstep-backup/lockstep/server/internal/machines"
 	"github.com/lockstep-backup/lockstep/server/internal/points"
@@ -39,7 +40,7 @@ type Deps = frame.Deps
 
 // groups are the routes of the API.
 var groups = []func(*frame.Frame){
-	audits.Register, backups.Register, catalogs.Register, checks.Register, jobs.Register,
+	audits.Register, backups.Register, catalogs.Register, checks.Register, imports.Register, jobs.Register,
 	machines.Register, points.Register, policies.Register, prunes.Register, restores.Register, secrets.Register, volumes.Register,
 }
 

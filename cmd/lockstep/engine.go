@@ -51,10 +51,8 @@ type engine struct {
 	prover *prover.Client
 
 	catalog lazy[*catalog.Catalog]
-	repo    lazy[*repository.Repository]
+	repos   repositories
 	manager lazy[*embedded.Manager]
-	store   openedStore
-	writer  *envelope.SigningKey
 }
 
 // lazy is something that is opened when it is first needed, and again after
@@ -123,7 +121,7 @@ func openEngine(dir dataDir, log *slog.Logger) (*engine, error) {
 
 func (e *engine) deps() server.Deps {
 	return server.Deps{
-		Catalog: e.openCatalog, Repository: e.openRepository,
+		Catalog: e.openCatalog, Repository: e.openRepository, Repositories: places{e},
 		Manager: func(context.Context) (keymanager.Manager, error) {
 			m, err := e.openManager()
 			if err != nil {
@@ -197,31 +195,6 @@ func (e *engine) rebuild(ctx context.Context, fill func(*catalog.Catalog) error)
 	return nil
 }
 
-func (e *engine) openRepository(ctx context.Context) (*repository.Repository, error) {
-	return e.repo.get(func() (*repository.Repository, error) {
-		st, err := e.openStore(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("open repository: %w", err)
-		}
-		o := repository.OpenOptions{TrustRoot: e.config.Repository.TrustRoot, Log: e.log}
-		writer, err := envelope.ReadSigningKeyFile(e.dir.writerKey())
-		if err == nil {
-			o.Writer = &writer
-		} else {
-			// Who restores or verifies does not sign anything.
-			o.ReadOnly = cli.WithHint(fmt.Errorf("writer key: %w", err),
-				"bring it back from a backup of the data directory, and start the server again where there is one; what is stored can be read, proven and restored meanwhile")
-		}
-		repo, err := e.unlock(context.WithoutCancel(ctx), limit.Store(st), o)
-		if err != nil {
-			return nil, errors.Join(err, st.Close())
-		}
-		e.store, e.writer = st, o.Writer
-		e.tidy(ctx, st)
-		return repo, nil
-	})
-}
-
 // leftovers is how old a temporary file must be to be nobody's any more.
 const leftovers = 24 * time.Hour
 
@@ -268,12 +241,7 @@ func (e *engine) close() error {
 	if c, had := e.catalog.take(); had {
 		errs = append(errs, c.Maintenance.Close())
 	}
-	if r, had := e.repo.take(); had {
-		errs = append(errs, r.Close(), e.store.Close())
-		if e.writer != nil {
-			e.writer.Wipe()
-		}
-	}
+	errs = append(errs, e.repos.close())
 	if m, had := e.manager.take(); had {
 		errs = append(errs, m.Close())
 	}

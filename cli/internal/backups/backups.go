@@ -60,6 +60,7 @@ in custody. One that does not open is kept, and the exit status is 3.`,
 	f.BoolVar(&r.Full, "full", false, "read and store everything, whatever is there already")
 	f.StringVar(&r.Description, "description", "", "`TEXT` to find it by")
 	f.BoolVar(&r.AllowLive, "allow-live", false, "read a disk that is in use (crash-consistent at best)")
+	shell.Rates(cmd, &r.Rates)
 	f.BoolVar(&r.AllowIncomplete, "allow-incomplete", false, "record ranges that cannot be read instead of failing")
 	return cmd
 }

@@ -8,20 +8,74 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/importing"
+	"github.com/lockstep-backup/lockstep/limit"
 	"github.com/lockstep-backup/lockstep/source"
 	"github.com/lockstep-backup/lockstep/target"
 )
 
 // OpenSource opens what the user wrote as SOURCE, if that is allowed.
 func (s *Frame) OpenSource(ctx context.Context, spec string, o source.Options) (source.Disk, error) {
-	spec, err := s.allowed(spec, s.AllowSources, "source", "--allow-source")
+	if path, ok := importing.Imported(spec); ok {
+		return nil, Hint(fmt.Errorf("open source: the disk was imported from %s and has no other place: %w", path, source.ErrUnsupported),
+			"'lockstep machine change' says where the machine's disk is now")
+	}
+	spec, err := s.allowedSource(spec)
 	if err != nil {
 		return nil, err
 	}
-	return s.Deps.OpenSource(ctx, spec, o)
+	d, err := s.Deps.OpenSource(ctx, spec, o)
+	if err != nil {
+		return nil, err
+	}
+	return limit.Source(ctx, d), nil
+}
+
+// AllowedSource is where a path really is, if disks may be read from there.
+func (s *Frame) AllowedSource(path string) (string, error) {
+	return s.allowed(path, s.AllowSources, "source", "--allow-source")
+}
+
+// allowedSource checks all that a source may make this host open: the path,
+// folders for what an image names, an NBD server's socket, or its address,
+// which is allowed as a whole ("nbd://host:port").
+func (s *Frame) allowedSource(spec string) (string, error) {
+	if !s.Restricted {
+		return spec, nil
+	}
+	u, err := url.Parse(spec)
+	if err != nil || !strings.Contains(spec, "://") {
+		return s.AllowedSource(spec)
+	}
+	q := u.Query()
+	switch scheme := strings.ToLower(u.Scheme); scheme {
+	case "file":
+		for i, dir := range q["backing"] {
+			if q["backing"][i], err = s.AllowedSource(dir); err != nil {
+				return "", err
+			}
+		}
+		u.RawQuery = q.Encode()
+		return s.AllowedSource(u.String())
+	case "nbd", "nbds", "nbd+unix", "nbds+unix":
+		for _, key := range []string{"socket", "tls-certificates"} {
+			for i, path := range q[key] {
+				if q[key][i], err = s.AllowedSource(path); err != nil {
+					return "", err
+				}
+			}
+		}
+		u.RawQuery = q.Encode()
+		if strings.HasSuffix(scheme, "+unix") || slices.Contains(s.AllowSources, scheme+"://"+u.Host) {
+			return u.String(), nil
+		}
+	}
+	return s.AllowedSource(spec)
 }
 
 // OpenTarget opens what the user wrote as TARGET, if that is allowed.
@@ -33,7 +87,11 @@ func (s *Frame) OpenTarget(ctx context.Context, spec string, size int64, o targe
 	if err != nil {
 		return nil, err
 	}
-	return s.Deps.OpenTarget(ctx, allowed, size, o)
+	d, err := s.Deps.OpenTarget(ctx, allowed, size, o)
+	if err != nil {
+		return nil, err
+	}
+	return limit.Target(ctx, d), nil
 }
 
 // allowed checks that a path lies in one of the folders, with symbolic links

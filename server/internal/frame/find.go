@@ -145,9 +145,6 @@ func (s *Frame) Custody(ctx context.Context, c *catalog.Catalog) prove.Deps {
 
 // Manifest finds a catalogued recovery point in the repository.
 func (s *Frame) Manifest(ctx context.Context, repo *repository.Repository, p catalog.Point) (*repository.Manifest, error) {
-	if p.Repository != repo.ID() {
-		return nil, fmt.Errorf("recovery point %s is in repository %s: %w", p.ID, p.Repository, repository.ErrNotFound)
-	}
 	rp, err := s.RepositoryPoint(ctx, repo, p)
 	if err != nil {
 		return nil, err

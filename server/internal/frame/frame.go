@@ -29,8 +29,10 @@ import (
 type Deps struct {
 	Catalog    func(context.Context) (*catalog.Catalog, error)
 	Repository func(context.Context) (*repository.Repository, error)
-	Manager    func(context.Context) (keymanager.Manager, error)
-	Custodian  func() (envelope.SigningKey, error) // signs declarations
+	// Repositories are all of them; Repository opens the one that is written.
+	Repositories Repositories
+	Manager      func(context.Context) (keymanager.Manager, error)
+	Custodian    func() (envelope.SigningKey, error) // signs declarations
 	// Rebuild opens the catalog for a rebuild; when fill has returned, Catalog
 	// gives what was filled.
 	Rebuild func(ctx context.Context, fill func(*catalog.Catalog) error) error

@@ -14,9 +14,11 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/backup"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/custody"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/importing"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/keymanager"
 	"github.com/lockstep-backup/lockstep/policy"
@@ -185,6 +187,13 @@ var rules = []rule{
 	{[]error{catalog.ErrAmbiguous, catalog.ErrBadRef}, http.StatusUnprocessableEntity, api.ExitUsage, "'lockstep point list' shows the recovery points"},
 	{[]error{restore.ErrNoDisk}, http.StatusUnprocessableEntity, api.ExitUsage, "'lockstep point show' shows the disks of a recovery point"},
 	{[]error{source.ErrInUse}, http.StatusConflict, api.ExitRefused, "shut it down or name a snapshot of it; --allow-live reads it as it is, for what that is worth"},
+	{[]error{backup.ErrFuture}, http.StatusUnprocessableEntity, api.ExitUsage, "give the time that the image shows"},
+	{
+		[]error{backup.ErrOrder},
+		http.StatusConflict, api.ExitRefused, "import history under a name of its own, such as NAME-history: what is written last is the newest and the next backup's parent",
+	},
+	{[]error{importing.ErrFormat}, http.StatusUnprocessableEntity, api.ExitUsage, "say what it is: --format raw, qcow2, vmdk, vpc (VHD) or vhdx"},
+	{[]error{importing.ErrLayout}, http.StatusUnprocessableEntity, api.ExitUsage, "such as --time-from name:web01-%Y-%m-%d"},
 	{[]error{source.ErrNotFound, source.ErrUnsupported}, http.StatusUnprocessableEntity, api.ExitFailed, ""},
 	// Before damage: what the store had no room for is not damaged.
 	{[]error{store.ErrFull}, http.StatusInsufficientStorage, api.ExitFailed, "free space in the repository and run it again: what was stored is kept and not stored twice"},
