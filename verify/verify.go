@@ -1,6 +1,7 @@
 // Package verify reads back what a repository holds and compares: names,
-// checksums, seals, signatures, tags, digests, content roots. It changes
-// nothing. What several recovery points share is read once.
+// checksums, seals, signatures, tags, digests, content roots; all of it, a part,
+// what was not read for the longest, or what can be told without any key. It
+// changes nothing. What several recovery points share is read once.
 package verify
 
 import (
@@ -11,7 +12,9 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/store"
@@ -22,12 +25,33 @@ type Request struct {
 	Repository *repository.Repository
 	Points     []repository.Point // what to read; with All, everything is read instead
 	All        bool
+	Depth      Depth
+	Share      float64 // of the content, for Sample: more than 0, at most 1
+	Seed       Seed    // chooses the sample; the same seed chooses the same of what is the same
 	// Expected is what somebody outside of the repository, the catalog, knows to
 	// be in it: a repository alone cannot tell that its newest entries are gone.
 	// It has to be gathered before Run, or what is committed meanwhile is missed.
 	Expected []Expected
+	// Readings, where it is not nil, is told what a verification of all data read.
+	Readings catalog.Readings
+	Now      func() time.Time // for Readings
 	Progress func(phase string, done, total int64)
+
+	pick func(off int64, segments []string) bool // of the content, for damage that is known; nil: as Depth says
 }
+
+// Depth says how far a verification goes.
+type Depth int
+
+const (
+	// Data reads all content.
+	Data Depth = iota
+	// Structure checks objects, signatures and maps, and of segments that they
+	// are there with header and table of contents; it reads no content of disks.
+	Structure
+	// Sample is Structure, and a random part of the content.
+	Sample
+)
 
 // Expected is a recovery point that has to be there.
 type Expected struct {
@@ -66,7 +90,11 @@ var ErrTooMuch = errors.New("more damage than can be listed")
 // Run verifies. The error is about not being able to look; what is damaged is
 // in the result, which is filled as far as it went in either case.
 func Run(ctx context.Context, req Request) (Result, error) {
-	v := &verifier{req: req}
+	v := &verifier{req: req, segments: map[string]error{}}
+	started := time.Time{}
+	if req.Now != nil {
+		started = req.Now()
+	}
 	var err error
 	if err = v.expected(ctx); err == nil {
 		if req.All || len(req.Points) == 0 && len(req.Expected) == 0 {
@@ -75,17 +103,38 @@ func Run(ctx context.Context, req Request) (Result, error) {
 			err = v.points(ctx, req.Points)
 		}
 	}
+	if err == nil && req.All && req.Depth == Data && req.Readings != nil {
+		err = v.read(ctx, started)
+	}
 	if err != nil {
 		err = fmt.Errorf("verify: %w", err)
 	}
 	return v.res, err
 }
 
-type verifier struct {
-	req Request
+// read remembers what was read and found sound; what is damaged stays first in
+// the row for the next scrub.
+func (v *verifier) read(ctx context.Context, at time.Time) error {
+	damaged := map[string]bool{}
+	for _, d := range v.res.Damage {
+		damaged[d.Object] = true
+	}
+	list := make([]catalog.Reading, 0, len(v.keys))
+	for _, key := range v.keys {
+		if !damaged[key] {
+			list = append(list, catalog.Reading{Key: key, Since: at})
+		}
+	}
+	return v.req.Readings.Put(ctx, v.req.Repository.ID(), list)
+}
 
-	mu  sync.Mutex
-	res Result
+type verifier struct {
+	req  Request
+	keys []string // objects, in a verification of all
+
+	mu       sync.Mutex
+	res      Result
+	segments map[string]error // what was found out about segments whose content is not read
 }
 
 func (v *verifier) progress(phase string, done, total int64) {
@@ -249,7 +298,12 @@ func (v *verifier) all(ctx context.Context) error {
 		}
 		v.res.Objects++
 		v.progress("objects", v.res.Objects, 0)
-		return v.found(r.CheckObject(ctx, i.Key))
+		v.keys = append(v.keys, i.Key)
+		err := r.CheckObject(ctx, i.Key)
+		if v.req.Depth != Data && strings.HasPrefix(i.Key, "seg/") {
+			v.segments[i.Key] = err
+		}
+		return v.found(err)
 	})
 	if err != nil {
 		return err
@@ -351,10 +405,8 @@ func (v *verifier) disk(ctx context.Context, p repository.Point, d repository.Di
 		}
 	}
 	from := len(v.res.Damage)
-	if _, err := reader.Scan(ctx, o); err != nil {
-		if err := v.found(err, p.ID); err != nil {
-			return err
-		}
+	if err := v.found(v.scan(ctx, p, d, reader, o), p.ID); err != nil {
+		return err
 	}
 	for i := from; i < len(v.res.Damage); i++ {
 		now.damage = append(now.damage, i)

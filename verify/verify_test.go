@@ -56,6 +56,7 @@ type two struct {
 	machines [2]repository.Machine
 	points   [2][]repository.Point
 	header   string
+	known    []verify.Expected
 }
 
 func newTwo(t *testing.T) *two {
