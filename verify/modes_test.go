@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,8 +223,8 @@ func TestSample(t *testing.T) {
 		if err != nil || len(res.Damage) != 0 {
 			t.Fatalf("%+v, %v", res, err)
 		}
-		slices.Sort(st.reads)
-		return res.Read, strings.Join(st.reads, "\n")
+		slices.Sort(st.reads) // two workers may read the same header
+		return res.Read, strings.Join(slices.Compact(st.reads), "\n")
 	}
 	one := verify.Seed{1}
 	whole, _ := read(1, one, w.points[1]...)
@@ -313,10 +314,10 @@ func TestScrub(t *testing.T) {
 	if res = scrub(func(r *verify.ScrubRequest) { r.OlderThan = 30 * 24 * time.Hour }); res.Objects != half {
 		t.Errorf("the first half again: %+v, want %d objects", res, half)
 	}
-	tick := now
+	var tick atomic.Int64
 	res = scrub(func(r *verify.ScrubRequest) {
 		r.For = time.Second
-		r.Now = func() time.Time { tick = tick.Add(600 * time.Millisecond); return tick }
+		r.Now = func() time.Time { return now.Add(time.Duration(tick.Add(1)) * 600 * time.Millisecond) }
 	})
 	if res.Objects == 0 || res.Left == 0 {
 		t.Errorf("with a limit of time: %+v", res)

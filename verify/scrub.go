@@ -20,10 +20,10 @@ import (
 type ScrubRequest struct {
 	Repository *repository.Repository
 	Readings   catalog.Readings
-	For        time.Duration // no object is begun after that; 0: no limit
-	Bytes      int64         // no object but the first is begun that would be more; 0: no limit
-	OlderThan  time.Duration // what was read within it is left out
-	Now        func() time.Time
+	For        time.Duration    // no object is begun after that; 0: no limit
+	Bytes      int64            // no object but the first is begun that would be more; 0: no limit
+	OlderThan  time.Duration    // what was read within it is left out
+	Now        func() time.Time // called concurrently
 	Progress   func(phase string, done, total int64)
 }
 
