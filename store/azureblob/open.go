@@ -98,6 +98,7 @@ func open(location string, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{location: at, prefix: remote.Location{Prefix: prefix}, tier: tier, retry: o.Retry}
+	s.sizes = remote.UploadOptions{Whole: wholeSize, Part: blockSize, Parallel: parallelBlocks, Buffers: new(remote.Buffers)}
 	carrier, err := remote.NewTransport(remote.TransportOptions{
 		Classify: classify, Counter: &s.counter, CAFile: at.Query.Get("ca"), Base: o.Base,
 	})
