@@ -11,6 +11,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/repository/copies"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
 	"github.com/lockstep-backup/lockstep/store"
 	"github.com/lockstep-backup/lockstep/store/faultstore"
 	"github.com/lockstep-backup/lockstep/store/memstore"
@@ -474,4 +475,80 @@ func TestCopiersMeet(t *testing.T) {
 	if err != nil || len(listed) != len(p.points)-1 {
 		t.Fatal(listed, err)
 	}
+}
+
+// fence writes what a reclaim writes before it deletes anything.
+func fence(tb testing.TB, f *fixture, mid string, leftovers int64) {
+	tb.Helper()
+	in := f.repo.Inside()
+	_, log, err := in.Machine(tb.Context(), mid)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	records, err := log.Read(tb.Context())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	e := machinelog.Entry{Kind: machinelog.Fence, Leftovers: &leftovers, Must: []string{machinelog.FeatureReplicas}}
+	if err := log.Append(tb.Context(), records, e, f.writer, in.Now()); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// TestCopyBehindAFence: what a reclaim of the destination may have an eye on is
+// not relied on, and no name is used that it may still delete.
+func TestCopyBehindAFence(t *testing.T) {
+	p := newPair(t, repository.SealingAESGCM)
+	p.destination(t, repository.SealingAESGCM)
+	image := noise(40, 3*65536)
+	p.points = nil
+	for i := range 3 { // each needs something of its own, all something of the first
+		copy(image, noise(uint64(41+i), 65536))
+		p.points = append(p.points, p.backup(t, &memDisk{p: image}, repository.BeginOptions{Full: i == 0}))
+	}
+	all := ids(p.points)
+	// A copy dies when all objects are there and nothing is committed; and the
+	// newest recovery point is listed.
+	o := p.options()
+	o.Points = all[2:]
+	p.copy(t, o)
+	needed := data(t, p.dstMem)
+	before := p.dstMem.Clone()
+	o.Points = all[:2]
+	p.copy(t, o)
+	var left []string
+	for _, key := range data(t, p.dstMem) {
+		if !slices.Contains(needed, key) && (kindOf(key) == "seg" || kindOf(key) == "map") {
+			put(t, before, key, get(t, p.dstMem, key))
+			left = append(left, key)
+		}
+	}
+	if len(left) < 2 {
+		t.Fatalf("the older recovery points need nothing of their own: %v", left)
+	}
+	p.dstMem = before
+	p.dst.st = before
+	p.dst.repo = p.dst.open(t)
+	fence(t, p.dst, p.machine.ID, p.points[2].Birth)
+	res := p.copy(t, o)
+	if !slices.Equal(res.Points, all[:2]) || res.Replicas == 0 || res.Found == 0 {
+		t.Fatalf("%+v", res)
+	}
+	// The reclaim gets to what it saw.
+	for _, key := range left {
+		if err := p.dstMem.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.mustList(t, all...)
+	// And from there to a third, where no name was ever in use: replicas stay what they are.
+	third := newFixture(t, memstore.New(), repository.SealingAESGCM)
+	from := p.dst.open(t)
+	o = copies.Options{Custodian: &third.custodian, Verify: true}
+	more, err := copies.Copy(t.Context(), from, third.repo, p.machine.ID, o)
+	if err != nil || len(more.Points) != 3 || more.Replicas == 0 {
+		t.Fatalf("%+v, %v", more, err)
+	}
+	p.dst, p.dstMem = third, third.st.(*memstore.Store)
+	p.mustList(t, all...)
 }

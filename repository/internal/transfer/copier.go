@@ -131,8 +131,8 @@ func (c *Copier) large(ctx context.Context, key string, buf Buffer) error {
 		c.count(func(n *Counts) { n.Found++ })
 		return nil
 	}
-	if err == nil && c.Verify && strings.HasPrefix(key, format.SegmentPrefix(c.Keys.ID)) {
-		err = Extents(ctx, c.To, c.Keys, c.Sealed, key)
+	if err == nil && c.Verify {
+		err = CheckLarge(ctx, c.To, c.Keys, c.Sealed, key)
 	}
 	if err != nil {
 		return err
@@ -269,9 +269,9 @@ func (c *Copier) Sidecars(ctx context.Context, wanted func(point, name string) b
 
 // Extents opens every extent of a segment where it lies.
 func Extents(ctx context.Context, st store.Store, m *machinekey.Keys, sealed bool, key string) error {
-	name, err := format.ParseName(strings.ReplaceAll(strings.TrimPrefix(key, format.SegmentPrefix(m.ID)), "/", ""))
-	if err != nil {
-		return err
+	_, name, _, ok := format.Original(key)
+	if !ok {
+		return &damage.Error{Object: key, Machine: m.ID, Err: format.ErrCorrupt}
 	}
 	toc, err := segment.ReadTOC(ctx, st, m, key)
 	if err != nil {

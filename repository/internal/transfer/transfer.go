@@ -60,13 +60,7 @@ func large(ctx context.Context, w store.Writer, src store.Store, key string, isS
 			return bad("checksum of the bytes from %d on: %w", off, format.ErrCorrupt)
 		}
 		if i == 0 {
-			var err error
-			if isSegment {
-				_, err = format.ParseSegmentHeader(p)
-			} else {
-				_, err = format.ParseMapHeader(p)
-			}
-			if err != nil {
+			if err := checkHeader(p, key); err != nil {
 				return bad("%w", err)
 			}
 		}
@@ -94,6 +88,26 @@ func large(ctx context.Context, w store.Writer, src store.Store, key string, isS
 		return fmt.Errorf("copy %s: %w", key, err)
 	}
 	return nil
+}
+
+// checkHeader compares an object's header with its name.
+func checkHeader(p []byte, key string) error {
+	_, _, replica, _ := format.Original(key)
+	var is bool
+	var err error
+	if strings.HasPrefix(key, "seg/") {
+		var h format.SegmentHeader
+		h, err = format.ParseSegmentHeader(p)
+		is = h.Replica
+	} else {
+		var h format.MapHeader
+		h, err = format.ParseMapHeader(p)
+		is = h.Replica
+	}
+	if err == nil && is != replica {
+		err = fmt.Errorf("header: it is not the object of this name: %w", format.ErrCorrupt)
+	}
+	return err
 }
 
 // Small copies an object that is read as a whole. check is asked about what the

@@ -1,0 +1,177 @@
+package repository_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lockstep-backup/lockstep/envelope"
+	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/repository/copies"
+	"github.com/lockstep-backup/lockstep/store/faultstore"
+	"github.com/lockstep-backup/lockstep/verify"
+)
+
+// damaged gives the keys that a verification of everything names.
+func damaged(tb testing.TB, r *repository.Repository) (keys []string) {
+	tb.Helper()
+	res, err := verify.Run(tb.Context(), verify.Request{Repository: r, All: true})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, d := range res.Damage {
+		if !slices.Contains(keys, d.Object) {
+			keys = append(keys, d.Object)
+		}
+	}
+	return keys
+}
+
+// TestRepair flips a bit in every object of a repository in turn, or loses it: a
+// verification names it, a copy elsewhere brings it back, and all is whole again.
+func TestRepair(t *testing.T) {
+	p := newPair(t, repository.SealingAESGCM)
+	p.destination(t, repository.SealingAESGCM)
+	p.copy(t, p.options())
+	sound := p.mem.Clone()
+	for _, key := range allKeys(t, sound, "") {
+		for _, how := range []string{"flip", "lose"} {
+			kind := kindOf(key)
+			if _, err := p.dstMem.Stat(t.Context(), key); err != nil && (kind == "map" || kind == "points") {
+				continue // of the recovery point that was deleted: nobody needs it
+			}
+			mem := sound.Clone()
+			if how == "flip" {
+				raw := get(t, mem, key)
+				replace(t, mem, key, flip(raw, len(raw)/2))
+			} else if err := mem.Delete(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+			f := *p.fixture
+			f.st = mem
+			r, err := repository.Open(t.Context(), mem, repository.OpenOptions{
+				Unlock: repository.Unlocker{Identities: envelope.CopySecret(f.identity.Expose())}, Writer: &f.writer, TrustRoot: f.trust,
+			})
+			if err != nil {
+				t.Fatalf("%s %s: %v", how, key, err)
+			}
+			found := damaged(t, r)
+			switch {
+			case kind == "log": // a repository's own, and kept once
+				res, err := copies.Repair(t.Context(), r, []*repository.Repository{p.dst.repo}, found, copies.RepairOptions{})
+				if err != nil || len(res.Repaired) != 0 {
+					t.Errorf("%s %s: %+v, %v", how, key, res, err)
+				}
+				continue
+			case how == "lose" && kind == "side" || how == "lose" && !slices.Contains(found, key):
+				// What only the catalog misses, or was healed from its second copy at once.
+				found = append(found, key)
+			case !slices.Contains(found, key):
+				t.Errorf("%s %s: a verification names %v", how, key, found)
+				continue
+			}
+			before := allKeys(t, mem, "")
+			dry, err := copies.Repair(t.Context(), r, []*repository.Repository{p.dst.repo}, found, copies.RepairOptions{DryRun: true})
+			if err != nil || len(dry.Failed) != 0 || !slices.Equal(before, allKeys(t, mem, "")) {
+				t.Errorf("%s %s: dry run: %+v, %v", how, key, dry, err)
+			}
+			res, err := copies.Repair(t.Context(), r, []*repository.Repository{p.dst.repo}, found, copies.RepairOptions{})
+			if err != nil || len(res.Failed) != 0 || len(res.Repaired) != len(dry.Repaired) {
+				t.Errorf("%s %s: %+v, %v", how, key, res, err)
+				continue
+			}
+			if left := damaged(t, r); len(left) != 0 {
+				t.Errorf("%s %s: damaged after the repair: %v", how, key, left)
+			}
+			if detected, wrong := p.restoreAll(mem, scanDisk); detected != nil || wrong != nil {
+				t.Errorf("%s %s: %v, %v", how, key, detected, wrong)
+			}
+			if kind == "seg" || kind == "map" {
+				if len(res.Repaired) != 1 || !strings.HasPrefix(res.Repaired[0].As, key+"-") {
+					t.Errorf("%s %s: %+v", how, key, res)
+				}
+			}
+			r.Close()
+		}
+	}
+}
+
+// TestRepairIsKilled strikes every change that a repair makes.
+func TestRepairIsKilled(t *testing.T) {
+	p := newPair(t, repository.SealingAESGCM)
+	p.destination(t, repository.SealingAESGCM)
+	p.copy(t, p.options())
+	var keys []string
+	for _, prefix := range []string{"seg/", "map/", "points/", "headers-a/", "keys/", "machines/", "side/"} {
+		key := allKeys(t, p.mem, prefix)[0]
+		raw := get(t, p.mem, key)
+		replace(t, p.mem, key, flip(raw, len(raw)/2))
+		keys = append(keys, key)
+	}
+	for n := 1; ; n++ {
+		for _, fault := range []*faultstore.Fault{faultstore.KillBefore(faultstore.Any, n, nil), faultstore.KillAfter(faultstore.Any, n, nil)} {
+			mem := p.mem.Clone()
+			st := faultstore.New(mem)
+			f := *p.fixture
+			f.st = st
+			r := f.open(t)
+			st = faultstore.New(mem, fault) // opening is no part of it
+			f.st = st
+			r.Close()
+			r, err := repository.Open(t.Context(), st, repository.OpenOptions{
+				Unlock: repository.Unlocker{Identities: envelope.CopySecret(f.identity.Expose())}, Writer: &f.writer, TrustRoot: f.trust,
+			})
+			if err == nil {
+				_, _ = copies.Repair(t.Context(), r, []*repository.Repository{p.dst.repo}, keys, copies.RepairOptions{})
+				r.Close()
+			}
+			if len(st.Unexercised()) > 0 {
+				return
+			}
+			f.st = mem
+			r = f.open(t)
+			res, err := copies.Repair(t.Context(), r, []*repository.Repository{p.dst.repo}, keys, copies.RepairOptions{})
+			if err != nil || len(res.Failed) != 0 {
+				t.Fatalf("%s: the next run: %+v, %v", fault, res, err)
+			}
+			if detected, wrong := p.restoreAll(mem, scanDisk); detected != nil || wrong != nil {
+				t.Fatalf("%s: %v, %v", fault, detected, wrong)
+			}
+			r.TakeHealed() // what was opened again healed by itself
+			if left := damaged(t, r); len(left) != 0 {
+				t.Fatalf("%s: damaged after the repair: %v", fault, left)
+			}
+			r.Close()
+		}
+	}
+}
+
+// TestRepairNeedsSomebodyWhole: where the copy is damaged too, nothing is
+// taken from it and nothing is deleted.
+func TestRepairNeedsSomebodyWhole(t *testing.T) {
+	p := newPair(t, repository.SealingAESGCM)
+	p.destination(t, repository.SealingAESGCM)
+	p.copy(t, p.options())
+	for _, key := range data(t, p.mem) {
+		if strings.HasPrefix(key, "headers") {
+			continue // one is made from the other
+		}
+		if _, err := p.dstMem.Stat(t.Context(), key); err != nil {
+			continue
+		}
+		raw := get(t, p.mem, key)
+		bad := flip(raw, len(raw)/2)
+		replace(t, p.mem, key, bad)
+		replace(t, p.dstMem, key, flip(raw, len(raw)/2-1))
+		res, err := copies.Repair(t.Context(), p.repo, []*repository.Repository{p.dst.repo}, []string{key}, copies.RepairOptions{})
+		if err != nil || len(res.Repaired) != 0 || len(res.Failed) != 1 || !errors.Is(res.Failed[0].Err, copies.ErrBeyondRepair) {
+			t.Errorf("%s: %+v, %v", key, res, err)
+		}
+		if got := get(t, p.mem, key); !slices.Equal(got, bad) {
+			t.Errorf("%s was changed", key)
+		}
+		replace(t, p.mem, key, raw)
+		replace(t, p.dstMem, key, raw)
+	}
+}
