@@ -38,6 +38,13 @@ import (
 // Deps is what the server works with.
 type Deps = frame.Deps
 
+// Place, NewPlace and AddedPlace are about the installation's repositories.
+type (
+	Place      = frame.Place
+	NewPlace   = frame.NewPlace
+	AddedPlace = frame.AddedPlace
+)
+
 // groups are the routes of the API.
 var groups = []func(*frame.Frame){
 	audits.Register, backups.Register, catalogs.Register, checks.Register, imports.Register, jobs.Register,

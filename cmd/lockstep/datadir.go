@@ -52,15 +52,17 @@ const (
 // config is lockstep.json. It is written last by init: without it there is no
 // installation.
 type config struct {
-	Version      int              `json:"version"`
-	Installation string           `json:"installation"` // tags holds
-	Created      time.Time        `json:"created"`
-	Repository   repositoryConfig `json:"repository"`
-	KeyManager   keyManagerConfig `json:"key_manager"`
-	Recipients   []string         `json:"recipients"` // recovery recipients
+	Version      int                `json:"version"`
+	Installation string             `json:"installation"` // tags holds
+	Created      time.Time          `json:"created"`
+	Repository   repositoryConfig   `json:"repository"` // the one that backups write to
+	Others       []repositoryConfig `json:"other_repositories,omitempty"`
+	KeyManager   keyManagerConfig   `json:"key_manager"`
+	Recipients   []string           `json:"recipients"` // recovery recipients
 }
 
 type repositoryConfig struct {
+	Name      string `json:"name,omitempty"` // "" = main
 	ID        string `json:"id"`
 	URL       string `json:"url"` // "" = the folder repository/ of the data directory
 	TrustRoot string `json:"trust_root"`

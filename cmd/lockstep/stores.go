@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
 )
@@ -10,10 +11,10 @@ import (
 // openedStore is a store whose files and connections can be let go of.
 type openedStore = stores.Store
 
-// openStore opens the repository's store, with a cache in the data directory if
+// openStore opens a repository's store, with a cache in the data directory if
 // it is a remote one.
-func (e *engine) openStore(ctx context.Context) (openedStore, error) {
-	return stores.Open(ctx, e.dir.repositoryURL(e.config.Repository), stores.Options{Cache: e.dir.cache(), Log: e.log})
+func (e *engine) openStore(ctx context.Context, c repositoryConfig) (openedStore, error) {
+	return stores.Open(ctx, e.dir.repositoryURL(c), stores.Options{Cache: filepath.Join(e.dir.cache(), c.ID), Log: e.log})
 }
 
 // newStore opens the place of a new repository.
