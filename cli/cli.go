@@ -21,6 +21,7 @@ import (
 	"github.com/lockstep-backup/lockstep/cli/internal/jobs"
 	"github.com/lockstep-backup/lockstep/cli/internal/machines"
 	"github.com/lockstep-backup/lockstep/cli/internal/points"
+	"github.com/lockstep-backup/lockstep/cli/internal/policies"
 	"github.com/lockstep-backup/lockstep/cli/internal/restores"
 	"github.com/lockstep-backup/lockstep/cli/internal/secrets"
 	"github.com/lockstep-backup/lockstep/cli/internal/setup"
@@ -41,7 +42,7 @@ type (
 // groups are the commands.
 var groups = []func(*shell.Run) []*cobra.Command{
 	audits.Commands, backups.Commands, catalogs.Commands, checks.Commands, imports.Commands, jobs.Commands,
-	machines.Commands, points.Commands, restores.Commands, secrets.Commands, setup.Commands,
+	machines.Commands, points.Commands, policies.Commands, restores.Commands, secrets.Commands, setup.Commands,
 	volumes.Commands,
 }
 

@@ -24,7 +24,7 @@ func Commands(r *shell.Run) []*cobra.Command {
 
 func (a group) pointCommand() *cobra.Command {
 	return a.Group("point", "Recovery points", shell.GroupDaily, "lockstep point list web01",
-		a.pointList(), a.pointShow(), a.pointDelete())
+		append(a.marks(), a.pointList(), a.pointShow(), a.pointDelete())...)
 }
 
 func (a group) pointList() *cobra.Command {
@@ -90,6 +90,9 @@ func (a group) printPoint(w io.Writer, p api.Point) {
 	if p.SelfOpening {
 		f.Add("self-opening", "it holds what opens it: as good as plain")
 	}
+	for _, m := range show.Marks(p) {
+		f.Add(m[0], m[1])
+	}
 	f.Add("parent", p.Parent)
 	f.Add("repository", p.Repository)
 	for _, change := range p.Changes {
@@ -109,7 +112,8 @@ func (a group) pointDelete() *cobra.Command {
 	var reason string
 	cmd := a.Leaf(shell.Command{
 		Use: "delete POINT [--reason TEXT]", Short: "Delete a recovery point",
-		Long:    "The secrets that only it needed are held no more, and stay in custody.",
+		Long: `The secrets that only it needed are held no more, and stay in custody. One that is
+pinned or under a legal hold is not deleted.`,
 		Example: "lockstep point delete web01@2026-01-31T00:00:00Z --reason 'test machine'",
 		Exits:   []int{api.ExitRefused, api.ExitBusy},
 		Args:    cobra.ExactArgs(1),

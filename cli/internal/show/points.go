@@ -28,6 +28,9 @@ func Points(w io.Writer, style screen.Style, points []api.Point) {
 		if p.Incomplete {
 			description = strings.TrimSpace("(incomplete) " + description)
 		}
+		if m := briefly(p); m != "" {
+			description = strings.TrimSpace("[" + m + "] " + description)
+		}
 		row := []screen.Cell{
 			screen.Text(short[p.ID]), screen.Text(screen.Stamp(p.Time)), screen.Painted(p.State, screen.StateColour(p.State)), screen.Text(p.Transfer),
 			screen.Number(screen.Size(p.ChangedBytes)), screen.Number(screen.Size(p.StoredBytes)), screen.Text(description),
