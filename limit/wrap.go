@@ -63,9 +63,6 @@ func (t *limitedTarget) ReadAt(p []byte, off int64) (int, error) {
 	return t.Disk.ReadAt(p, off)
 }
 
-// Unwrap gives the target itself, for what it can do beyond the contract.
-func (t *limitedTarget) Unwrap() target.Disk { return t.Disk }
-
 // Store limits each request by the limits of its own context; requests without
 // pass as they are. What the store can do beyond the contract is asked of the
 // store itself, see Unwrap.

@@ -10,7 +10,6 @@ import (
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository"
-	"github.com/lockstep-backup/lockstep/target"
 )
 
 // ErrNoPart says that a disk has no such partition, or ends before the range
@@ -63,20 +62,6 @@ func only(o *repository.ScanOptions, part disk.Range) {
 // unread is what of a part never was in the recovery point, by offsets of the disk.
 func unread(d repository.Disk, part disk.Range) []disk.Range {
 	return disk.Normalize(d.Unread...).Intersect(disk.Ranges{part})
-}
-
-// beyond is how much larger a target is, where it can say so.
-func beyond(t target.Disk, size int64) int64 {
-	for {
-		if c, ok := t.(interface{ Capacity() int64 }); ok {
-			return max(c.Capacity()-size, 0)
-		}
-		u, ok := t.(interface{ Unwrap() target.Disk })
-		if !ok {
-			return 0
-		}
-		t = u.Unwrap()
-	}
 }
 
 // StreamRequest asks for the bytes of a disk, or of a part of it, in order.

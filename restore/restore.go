@@ -130,7 +130,7 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		if err := j.target.Commit(); err != nil {
 			return done, fmt.Errorf("restore disk %s to %s: %w", j.disk.ID, j.spec, err)
 		}
-		beyond := beyond(j.target, j.part.Length)
+		beyond := max(j.target.Capacity()-j.part.Length, 0)
 		j.target = nil
 		before += j.part.Length
 		done = append(done, Disk{

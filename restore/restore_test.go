@@ -232,6 +232,7 @@ func (r *recorder) Zero(off, length int64) error {
 
 func (r *recorder) ReadAt([]byte, int64) (int, error) { return 0, errTarget }
 func (r *recorder) Commit() error                     { r.committed = r.failDone == nil; return r.failDone }
+func (r *recorder) Capacity() int64                   { return int64(len(r.want)) }
 func (r *recorder) Abort() error                      { r.aborted = true; return nil }
 
 // TestNothingUnverifiedIsWritten damages the store in many places: the restore

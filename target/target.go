@@ -11,13 +11,15 @@ import (
 var (
 	ErrNotEmpty = errors.New("target exists and is not empty")
 	ErrTooSmall = errors.New("target is smaller than the disk")
-	ErrNotNamed = errors.New("target is not what was named") // a folder, a symlink to nowhere, a socket, …
+	ErrLarger   = errors.New("target is larger than the disk") // refused without Larger
+	ErrNotNamed = errors.New("target is not what was named")   // a folder, a symlink to nowhere, a socket, …
 	ErrInUse    = errors.New("target is in use")
 )
 
 // Options for opening.
 type Options struct {
 	Force  bool   // overwrite what is there
+	Larger bool   // take a device that is larger than the disk; what lies behind the disk stays as it is
 	Format string // "raw" (default) or another that the adapter knows
 }
 
@@ -31,6 +33,9 @@ type Disk interface {
 	Zero(off, length int64) error
 	// Commit makes everything durable; the target is complete.
 	Commit() error
+	// Capacity is how many bytes the target has: of a device those behind the disk
+	// count. It may be asked after Commit.
+	Capacity() int64
 	// Abort leaves no half-written new file behind; a block device keeps what was written.
 	Abort() error
 }

@@ -36,9 +36,10 @@ type Opener struct{}
 var _ target.Opener = Opener{}
 
 // Open makes a new sparse file, takes an empty one, or takes a block device
-// whose first and last MiB are zero; with opts.Force also what has content, all
-// of which is then replaced. A new file belongs to its owner only (mode 0600).
-// It fails with target.ErrNotEmpty, ErrTooSmall, ErrNotNamed, ErrInUse, or
+// of the disk's size, or with opts.Larger a larger one, whose first and last MiB
+// are zero; with opts.Force also what has content, all of which, as far as the
+// disk reaches, is then replaced. A new file belongs to its owner only (mode 0600).
+// It fails with target.ErrNotEmpty, ErrTooSmall, ErrLarger, ErrNotNamed, ErrInUse, or
 // ErrFormat; nothing has been written then.
 func (Opener) Open(ctx context.Context, spec string, size int64, opts target.Options) (target.Disk, error) {
 	if err := ctx.Err(); err != nil {
@@ -160,6 +161,10 @@ func (d *Disk) check(before fs.FileInfo, opts target.Options) error {
 	if capacity < d.size {
 		return fmt.Errorf("open target %s: %w: the device has %d bytes, the disk %d", d.path, target.ErrTooSmall, capacity, d.size)
 	}
+	if capacity > d.size && !opts.Larger {
+		return fmt.Errorf("open target %s: %w: the device has %d bytes, the disk %d", d.path, target.ErrLarger, capacity, d.size)
+	}
+	d.capacity = capacity
 	if opts.Force {
 		return nil
 	}
@@ -212,13 +217,15 @@ func (d *Disk) openDirect() error {
 
 // Disk is an image file or device being written.
 type Disk struct {
-	path    string
-	size    int64
-	device  bool
-	made    bool // by Open
-	file    *os.File
-	direct  *os.File // nil where direct I/O is refused
-	refused atomic.Bool
+	path   string
+	size   int64
+	device bool
+	made   bool // by Open
+	// capacity of a device, 0 of a file, which is made as large as the disk
+	capacity int64
+	file     *os.File
+	direct   *os.File // nil where direct I/O is refused
+	refused  atomic.Bool
 
 	mu      sync.Mutex
 	written disk.Ranges // of a device: what need not be zeroed at the end
@@ -227,6 +234,9 @@ type Disk struct {
 
 // Direct reports whether aligned writes go around the page cache.
 func (d *Disk) Direct() bool { return d.direct != nil && !d.refused.Load() }
+
+// Capacity is how large the device is, or the file, which is as large as the disk.
+func (d *Disk) Capacity() int64 { return max(d.capacity, d.size) }
 
 // inside refuses what would reach over the end: the size is the disk's.
 func (d *Disk) inside(what string, off, length int64) error {

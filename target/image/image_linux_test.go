@@ -91,7 +91,7 @@ func TestDeviceKeepsWhatIsBehindTheDisk(t *testing.T) {
 		clear(old[7<<20:])
 		g.Fill(old)
 		const size = 3<<20 + 4096
-		d, err := g.Opener.Open(t.Context(), g.Spec, size, target.Options{})
+		d, err := g.Opener.Open(t.Context(), g.Spec, size, target.Options{Larger: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +119,7 @@ func TestMarkAtTheEndOfADevice(t *testing.T) {
 	old := make([]byte, 8<<20)
 	old[len(old)-512] = 'E' // a backup GPT, or the mark of a RAID
 	g.Fill(old)
-	if _, err := g.Opener.Open(t.Context(), g.Spec, 1<<20, target.Options{}); !errors.Is(err, target.ErrNotEmpty) {
+	if _, err := g.Opener.Open(t.Context(), g.Spec, 1<<20, target.Options{Larger: true}); !errors.Is(err, target.ErrNotEmpty) {
 		t.Errorf("Open: %v", err)
 	}
 }

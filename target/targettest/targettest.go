@@ -51,6 +51,7 @@ func Run(t *testing.T, factory Factory) {
 	ctx := t.Context()
 	open := func(t *testing.T, g Target, size int64, opts target.Options) target.Disk {
 		t.Helper()
+		opts.Larger = g.Capacity > 0
 		d, err := g.Opener.Open(ctx, g.Spec, size, opts)
 		if err != nil {
 			t.Fatalf("Open: %v", err)
@@ -83,6 +84,7 @@ func Run(t *testing.T, factory Factory) {
 	}
 	refused := func(t *testing.T, g Target, spec string, size int64, opts target.Options, want error) {
 		t.Helper()
+		opts.Larger = true
 		d, err := g.Opener.Open(ctx, spec, size, opts)
 		if err == nil {
 			_ = d.Abort()
@@ -289,6 +291,33 @@ func Run(t *testing.T, factory Factory) {
 		}
 		d := open(t, g, g.Capacity, target.Options{})
 		commit(t, d)
+	})
+
+	t.Run("larger", func(t *testing.T) {
+		g := factory(t)
+		if g.Capacity == 0 || g.Fill == nil {
+			t.Skip("this target has no such thing")
+		}
+		old := pattern(int(g.Capacity), 9)
+		g.Fill(old)
+		for _, force := range []bool{false, true} {
+			if _, err := g.Opener.Open(ctx, g.Spec, whole, target.Options{Force: force}); !errors.Is(err, target.ErrLarger) {
+				t.Errorf("force %v: %v, want ErrLarger", force, err)
+			}
+		}
+		same(t, g.Read(g.Capacity), old)
+		d := open(t, g, whole, target.Options{Force: true})
+		if d.Capacity() != g.Capacity {
+			t.Errorf("capacity %d, want %d", d.Capacity(), g.Capacity)
+		}
+		write(t, d, []byte("new"), 0)
+		commit(t, d)
+		want := append(make([]byte, whole), old[whole:]...)
+		copy(want, "new")
+		same(t, g.Read(g.Capacity), want)
+		if d.Capacity() != g.Capacity {
+			t.Errorf("capacity %d after Commit, want %d", d.Capacity(), g.Capacity)
+		}
 	})
 
 	t.Run("in use", func(t *testing.T) {
