@@ -65,6 +65,12 @@ func SignDeclaration(d Declaration, key envelope.SigningKey) ([]byte, error) {
 // VerifyDeclaration checks signature and role, format, and that it is about
 // this machine in this repository.
 func VerifyDeclaration(raw []byte, trust Trust, repository, machine string) (Declaration, error) {
+	return VerifyDeclarationOf(raw, trust, map[string]bool{repository: true}, machine)
+}
+
+// VerifyDeclarationOf is VerifyDeclaration for a machine whose recovery points
+// were made in several repositories and copied: the declaration may name any.
+func VerifyDeclarationOf(raw []byte, trust Trust, repositories map[string]bool, machine string) (Declaration, error) {
 	payload, _, err := verify(raw, DeclarationType, envelope.RoleCustodian, trust)
 	if err != nil {
 		return Declaration{}, fmt.Errorf("verify declaration: %w", err)
@@ -76,7 +82,7 @@ func VerifyDeclaration(raw []byte, trust Trust, repository, machine string) (Dec
 	if err := d.Check(); err != nil {
 		return Declaration{}, fmt.Errorf("verify declaration: %w", err)
 	}
-	if d.Repository != repository || d.Machine != machine {
+	if !repositories[d.Repository] || d.Machine != machine {
 		return Declaration{}, fmt.Errorf("verify declaration: %w: machine %s", ErrMismatch, d.Machine)
 	}
 	return d, nil

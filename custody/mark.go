@@ -121,6 +121,12 @@ func SignMark(m Mark, key envelope.SigningKey) ([]byte, error) {
 // machine in this repository. With ErrRevoked the mark is returned too: it does
 // not count, and yet what it kept is not to be deleted for that.
 func VerifyMark(raw []byte, trust Trust, repository, machine string) (Mark, error) {
+	return VerifyMarkOf(raw, trust, map[string]bool{repository: true}, machine)
+}
+
+// VerifyMarkOf is VerifyMark for a machine whose recovery points were made in
+// several repositories and copied: the mark may name any.
+func VerifyMarkOf(raw []byte, trust Trust, repositories map[string]bool, machine string) (Mark, error) {
 	payload, _, revoked := verify(raw, MarkType, envelope.RoleCustodian, trust)
 	if revoked != nil && !errors.Is(revoked, ErrRevoked) {
 		return Mark{}, fmt.Errorf("verify mark: %w", revoked)
@@ -132,7 +138,7 @@ func VerifyMark(raw []byte, trust Trust, repository, machine string) (Mark, erro
 	if err := m.Check(); err != nil {
 		return Mark{}, fmt.Errorf("verify mark: %w", err)
 	}
-	if m.Repository != repository || m.Machine != machine {
+	if !repositories[m.Repository] || m.Machine != machine {
 		return Mark{}, fmt.Errorf("verify mark: %w: machine %s", ErrMismatch, m.Machine)
 	}
 	if revoked != nil {

@@ -112,8 +112,8 @@ func SyncMarks(ctx context.Context, d Deps, machine string) (doubtful map[string
 }
 
 // readMark sorts one sidecar that is a mark.
-func (c *MachineCustody) readMark(s repository.Sidecar, trust custody.Trust, repo, machine string) error {
-	m, err := custody.VerifyMark(s.Raw, trust, repo, machine)
+func (c *MachineCustody) readMark(s repository.Sidecar, trust custody.Trust, homes map[string]bool, machine string) error {
+	m, err := custody.VerifyMarkOf(s.Raw, trust, homes, machine)
 	switch {
 	case err == nil:
 		c.Marks = append(c.Marks, CatalogMark(s.Key, m))

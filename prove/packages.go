@@ -74,7 +74,7 @@ func (r *runner) packages(ctx context.Context, s *subject, view *View, res *Resu
 // keyCover names the versions that open the recovery point and can be had, and
 // the volumes that they open.
 func (r *runner) keyCover(s *subject, view *View) (custody.KeyCover, []subjectVolume) {
-	c := custody.KeyCover{Repository: r.Repo.ID(), Machine: s.catalog.Machine, Point: s.catalog.ID, Disks: map[string]string{}}
+	c := custody.KeyCover{Repository: s.catalog.Repository, Machine: s.catalog.Machine, Point: s.catalog.ID, Disks: map[string]string{}}
 	kinds := map[keymanager.Ref]diskcrypt.Kind{}
 	for _, x := range view.secrets {
 		for _, y := range x.Versions {
@@ -133,7 +133,7 @@ func (r *runner) storePackages(ctx context.Context, s *subject, made custody.Pac
 	}
 	for _, k := range made.Key {
 		c, err := custody.ReadKeyCover(k.Raw, r.Repo.Trust())
-		if err == nil && (c.Point != s.catalog.ID || c.Machine != s.catalog.Machine || c.Repository != r.Repo.ID() || !containsAll(req.Recipients, c.Recipients)) {
+		if err == nil && (c.Point != s.catalog.ID || c.Machine != s.catalog.Machine || c.Repository != s.catalog.Repository || !containsAll(req.Recipients, c.Recipients)) {
 			err = custody.ErrMismatch
 		}
 		if err != nil {
@@ -153,7 +153,7 @@ func (r *runner) storePackages(ctx context.Context, s *subject, made custody.Pac
 	}
 	for _, h := range made.Headers {
 		c, err := custody.ReadHeaderCover(h.Raw, r.Repo.Trust())
-		if err == nil && (c.Machine != s.catalog.Machine || c.Repository != r.Repo.ID()) {
+		if err == nil && (c.Machine != s.catalog.Machine || c.Repository != s.catalog.Repository) {
 			err = custody.ErrMismatch
 		}
 		if err != nil {

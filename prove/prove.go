@@ -166,9 +166,6 @@ func (r *runner) subject(ctx context.Context, id string) (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cp.Repository != r.Repo.ID() {
-		return nil, fmt.Errorf("it is in repository %s, not in %s", cp.Repository, r.Repo.ID())
-	}
 	if r.points[cp.Machine] == nil {
 		list, err := r.Repo.Points(ctx, cp.Machine)
 		if err != nil && !errors.Is(err, repository.ErrDamaged) {
@@ -319,7 +316,7 @@ func (r *runner) volume(ctx context.Context, s *subject, v subjectVolume, view *
 func (r *runner) try(ctx context.Context, s *subject, v subjectVolume, req custody.VolumeRequest, view *View, res *Result) (*custody.VolumeOutcome, error) {
 	name := custody.VolumeKey{Disk: v.disk, Volume: v.volume.ID}.String()
 	outcome, err := r.Prover.Try(ctx, custody.Request{
-		Repository: r.Repo.ID(), Machine: s.catalog.Machine, Point: s.catalog.ID, Volumes: []custody.VolumeRequest{req},
+		Repository: s.catalog.Repository, Machine: s.catalog.Machine, Point: s.catalog.ID, Volumes: []custody.VolumeRequest{req},
 	}, s.reader)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()

@@ -194,7 +194,7 @@ func (a *adder) findHeaders(ctx context.Context) (closeAll func(), err error) {
 	if a.Repo == nil {
 		return closeAll, nil
 	}
-	points, err := a.Catalog.Points.List(ctx, catalog.PointQuery{Machine: a.machine.ID, Repository: a.Repo.ID(), Bare: true})
+	points, err := a.Catalog.Points.List(ctx, catalog.PointQuery{Machine: a.machine.ID, Bare: true})
 	if err != nil {
 		return closeAll, err
 	}

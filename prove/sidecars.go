@@ -145,20 +145,25 @@ func ReadMachine(ctx context.Context, repo *repository.Repository, machine strin
 		out.Problems = append(out.Problems, fmt.Sprintf("machine %s: %v", machine, err))
 		out.unreadable(err)
 	}
+	// What was stated where the recovery points were made counts for their copies.
+	homes, err := repo.Homes(ctx, machine)
+	if err != nil {
+		return out, err
+	}
 	trust := repo.Trust()
 	for _, s := range sidecars {
 		var err error
 		switch s.Kind {
 		case repository.SidecarTag:
-			err = out.readMark(s, trust, repo.ID(), machine)
+			err = out.readMark(s, trust, homes, machine)
 		case repository.SidecarDeclaration:
-			d, e := custody.VerifyDeclaration(s.Raw, trust, repo.ID(), machine)
+			d, e := custody.VerifyDeclarationOf(s.Raw, trust, homes, machine)
 			if err = e; err == nil {
 				out.Declarations = append(out.Declarations, CatalogDeclaration(s.Key, d))
 			}
 		case repository.SidecarHeaderPackage:
 			c, e := custody.ReadHeaderCover(s.Raw, trust)
-			if err = e; err == nil && (c.Repository != repo.ID() || c.Machine != machine) {
+			if err = e; err == nil && (!homes[c.Repository] || c.Machine != machine) {
 				err = custody.ErrMismatch
 			}
 			if err == nil {

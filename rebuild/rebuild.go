@@ -79,6 +79,7 @@ type contents struct {
 	declared []catalog.Declaration
 	marks    []catalog.Mark
 	holds    []prove.RefHold
+	from     map[string]string // recovery point to the id of the repository that it was read from
 }
 
 // Run reads the repositories and replaces what the catalog says of machines and
@@ -92,7 +93,7 @@ func Run(ctx context.Context, d Deps, sources ...Source) (Result, error) {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
 	res := Result{NotRebuilt: slices.Clone(NotRebuilt)}
-	var all contents
+	all := contents{from: map[string]string{}}
 	for _, s := range sources {
 		res.Repositories = append(res.Repositories, s.Repo.ID())
 		if err := read(ctx, d, s.Repo, &all, &res); err != nil {
@@ -173,6 +174,9 @@ func addMachine(all *contents, m catalog.Machine) {
 }
 
 func readPoint(ctx context.Context, d Deps, repo *repository.Repository, p repository.Point, all *contents, res *Result) ([]catalog.MachineDisk, error) {
+	if all.from[p.ID] != "" {
+		return nil, nil // a copy
+	}
 	mf, err := repo.Manifest(ctx, p)
 	if err != nil {
 		return nil, err
@@ -185,7 +189,7 @@ func readPoint(ctx context.Context, d Deps, repo *repository.Repository, p repos
 	if err != nil {
 		return nil, err
 	}
-	all.points = append(all.points, cp)
+	all.points, all.from[p.ID] = append(all.points, cp), repo.ID()
 	all.packages = append(all.packages, c.Packages...)
 	all.holds = append(all.holds, prove.HoldsOf(c.Proofs, d.Installation)...)
 	res.Problems = append(res.Problems, c.Problems...)
@@ -349,7 +353,7 @@ func tryAgain(ctx context.Context, d Deps, all *contents, sources []Source, res 
 	for _, s := range sources {
 		var ids []string
 		for _, p := range all.points {
-			if p.Repository == s.Repo.ID() && unproven(p, proven, all) {
+			if all.from[p.ID] == s.Repo.ID() && unproven(p, proven, all) {
 				ids = append(ids, p.ID)
 			}
 		}

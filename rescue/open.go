@@ -208,13 +208,17 @@ func (r *Rescue) headers(ctx context.Context, p *Point, v Volume) (out []headerS
 func (r *Rescue) headerPackage(ctx context.Context, machine string, v Volume) *custody.HeaderPackage {
 	// Damaged ones come back as an error beside the good ones, and one good one suffices.
 	sidecars, _ := r.repo.Sidecars(ctx, machine, repository.MachineSidecars)
+	homes, err := r.repo.Homes(ctx, machine)
+	if err != nil {
+		return nil
+	}
 	for _, s := range sidecars {
 		if s.Kind != repository.SidecarHeaderPackage {
 			continue
 		}
 		c, err := custody.ReadHeaderCover(s.Raw, r.trust())
 		if err != nil && !errors.Is(err, custody.ErrRevoked) ||
-			c.Repository != r.repo.ID() || c.Machine != machine || c.HeaderDigest != v.HeaderDigest || c.Detached != v.Detached || !r.ours(c.Recipients) {
+			!homes[c.Repository] || c.Machine != machine || c.HeaderDigest != v.HeaderDigest || c.Detached != v.Detached || !r.ours(c.Recipients) {
 			continue
 		}
 		if pkg, err := custody.OpenHeaderPackage(s.Raw, r.identities, r.trust()); pkg != nil && (err == nil || errors.Is(err, custody.ErrRevoked)) {

@@ -128,12 +128,16 @@ func (r *Rescue) declarations(ctx context.Context, m *Machine) (map[custody.Volu
 		return nil, ctx.Err()
 	}
 	m.Problems = append(m.Problems, flatten(err)...)
+	homes, err := r.repo.Homes(ctx, m.ID)
+	if err != nil {
+		return nil, err
+	}
 	var all []custody.Declaration
 	for _, s := range sidecars {
 		if s.Kind != repository.SidecarDeclaration {
 			continue
 		}
-		d, err := custody.VerifyDeclaration(s.Raw, r.trust(), r.repo.ID(), m.ID)
+		d, err := custody.VerifyDeclarationOf(s.Raw, r.trust(), homes, m.ID)
 		if err != nil {
 			m.Problems = append(m.Problems, fmt.Errorf("%s does not count: %w", s.Key, err))
 			continue
