@@ -17,11 +17,13 @@ import (
 	"github.com/lockstep-backup/lockstep/cli/internal/backups"
 	"github.com/lockstep-backup/lockstep/cli/internal/catalogs"
 	"github.com/lockstep-backup/lockstep/cli/internal/checks"
+	"github.com/lockstep-backup/lockstep/cli/internal/exports"
 	"github.com/lockstep-backup/lockstep/cli/internal/imports"
 	"github.com/lockstep-backup/lockstep/cli/internal/jobs"
 	"github.com/lockstep-backup/lockstep/cli/internal/machines"
 	"github.com/lockstep-backup/lockstep/cli/internal/points"
 	"github.com/lockstep-backup/lockstep/cli/internal/policies"
+	"github.com/lockstep-backup/lockstep/cli/internal/repositories"
 	"github.com/lockstep-backup/lockstep/cli/internal/restores"
 	"github.com/lockstep-backup/lockstep/cli/internal/secrets"
 	"github.com/lockstep-backup/lockstep/cli/internal/setup"
@@ -37,12 +39,24 @@ type (
 	InitResult   = shell.InitResult
 	ServeOptions = shell.ServeOptions
 	DemoOptions  = shell.DemoOptions
+
+	StoreCheckOptions = shell.StoreCheckOptions
+	StoreCheck        = shell.StoreCheck
+	StoreCheckResult  = shell.StoreCheckResult
+
+	ExportOptions  = shell.ExportOptions
+	MountOptions   = shell.MountOptions
+	Exported       = shell.Exported
+	ExportedDisk   = shell.ExportedDisk
+	OverlayOptions = shell.OverlayOptions
+	Overlay        = shell.Overlay
+	OverlayDisk    = shell.OverlayDisk
 )
 
 // groups are the commands.
 var groups = []func(*shell.Run) []*cobra.Command{
-	audits.Commands, backups.Commands, catalogs.Commands, checks.Commands, imports.Commands, jobs.Commands,
-	machines.Commands, points.Commands, policies.Commands, restores.Commands, secrets.Commands, setup.Commands,
+	audits.Commands, backups.Commands, catalogs.Commands, checks.Commands, exports.Commands, imports.Commands, jobs.Commands,
+	machines.Commands, points.Commands, policies.Commands, repositories.Commands, restores.Commands, secrets.Commands, setup.Commands,
 	volumes.Commands,
 }
 

@@ -30,6 +30,9 @@ func connect(ctx context.Context, to cli.Connection) (*api.Client, func() error,
 		return c, c.Close, nil
 	}
 	dir := dataDir(to.DataDir)
+	if to.Overlay != "" {
+		return withOverlay(ctx, dir, to.Overlay, newLogger(os.Stderr))
+	}
 	live, err := socketAnswers(ctx, dir.socket())
 	if err != nil {
 		return nil, nil, err
@@ -47,13 +50,18 @@ func inProcess(dir dataDir, log *slog.Logger) (*api.Client, func() error, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	s := server.New(e.deps())
+	c, closeFn := serveInProcess(e, server.New(e.deps()))
+	return c, closeFn, nil
+}
+
+// serveInProcess gives a client of a server without a socket, and what ends it.
+func serveInProcess(e *engine, s *server.Server) (*api.Client, func() error) {
 	c := api.NewHandler(s)
 	return c, func() error {
 		ctx, stop := context.WithTimeout(context.Background(), shutdownWait)
 		defer stop()
 		return errors.Join(s.Shutdown(ctx), c.Close(), e.close())
-	}, nil
+	}
 }
 
 // socketAnswers says whether somebody listens on the socket. A socket that is

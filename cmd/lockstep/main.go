@@ -43,7 +43,8 @@ func environment() cli.Env {
 	return cli.Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
 		Version: programVersion(),
-		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo,
+		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo, CheckStore: checkStore,
+		Export: exportPoint, Mount: mountPoint, Overlay: showOverlay, DiscardOverlay: discardOverlay,
 	}
 }
 

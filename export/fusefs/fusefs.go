@@ -22,8 +22,8 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// fileName is the name of a disk's file.
-func fileName(id string) string { return url.PathEscape(id) + ".raw" }
+// FileName is the name of a disk's file.
+func FileName(id string) string { return url.PathEscape(id) + ".raw" }
 
 // about is the file that says what is shown.
 func about(p *export.Point) ([]byte, error) {
@@ -44,7 +44,7 @@ func about(p *export.Point) ([]byte, error) {
 		Disks       []aboutDisk `json:"disks"`
 	}{Point: m.Point, Machine: m.MachineName, Time: m.Time.UTC(), Consistency: m.Consistency, Description: m.Description}
 	for _, d := range m.Disks {
-		v.Disks = append(v.Disks, aboutDisk{ID: d.ID, File: fileName(d.ID), Size: d.Size, ContentRoot: d.ContentRoot, Unread: d.Unread})
+		v.Disks = append(v.Disks, aboutDisk{ID: d.ID, File: FileName(d.ID), Size: d.Size, ContentRoot: d.ContentRoot, Unread: d.Unread})
 	}
 	text, err := json.MarshalIndent(v, "", "  ")
 	return append(text, '\n'), err

@@ -63,7 +63,7 @@ func New(p *export.Point, dir string, o Options) (*Mount, error) {
 	for _, d := range p.Disks {
 		x := &file{disk: d, size: d.Size(), times: root.times, log: o.Log}
 		x.allocated.Store(-1)
-		root.add(fileName(d.ID), x)
+		root.add(FileName(d.ID), x)
 		disks = append(disks, x)
 	}
 	timeout := forever

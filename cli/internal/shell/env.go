@@ -6,6 +6,7 @@ package shell
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
 )
@@ -27,6 +28,14 @@ type Env struct {
 	// Serve answers until the context ends.
 	Serve func(context.Context, ServeOptions) error
 	Demo  func(context.Context, DemoOptions) error
+	// CheckStore tries a store, without a data directory.
+	CheckStore func(context.Context, StoreCheckOptions) (StoreCheckResult, error)
+	// Export and Mount give a recovery point to others until the context ends.
+	Export func(context.Context, ExportOptions) error
+	Mount  func(context.Context, MountOptions) error
+	// Overlay looks at what was written over an exported recovery point.
+	Overlay        func(context.Context, OverlayOptions) (Overlay, error)
+	DiscardOverlay func(context.Context, OverlayOptions) error
 
 	// IsTerminal says whether one of Stdin, Stdout and Stderr is a terminal.
 	// By default an *os.File is asked.
@@ -40,6 +49,9 @@ type Env struct {
 type Connection struct {
 	DataDir string
 	Server  string // URL, "" = whatever serves the data directory
+	// Overlay is a file whose disks stand for those of its machine; the engine
+	// runs in this process then.
+	Overlay string
 }
 
 // InitOptions says how to make a data directory.
@@ -78,4 +90,66 @@ type ServeOptions struct {
 type DemoOptions struct {
 	Dir   string    // stays afterwards; "" = a temporary directory that goes
 	Story io.Writer // what happens, for people
+}
+
+// ExportOptions says how to export a recovery point over NBD.
+type ExportOptions struct {
+	DataDir      string
+	Point        string
+	Address      string // unix:PATH or HOST:PORT
+	Overlay      string // file that takes what is written; "" = read-only
+	Certificates string // folder
+	Insecure     bool
+	Ready        func(Exported) // called once when clients are answered
+	Log          io.Writer
+}
+
+// Exported is a recovery point that is exported or mounted.
+type Exported struct {
+	Point    string         `json:"point"`
+	Machine  string         `json:"machine"`
+	Time     time.Time      `json:"time"`
+	Overlay  string         `json:"overlay,omitempty"`
+	Dir      string         `json:"dir,omitempty"`
+	Disks    []ExportedDisk `json:"disks"`
+	Warnings []string       `json:"warnings"`
+}
+
+// ExportedDisk is one disk and where it is to be had.
+type ExportedDisk struct {
+	ID        string `json:"id"`
+	SizeBytes int64  `json:"size_bytes"`
+	URI       string `json:"uri,omitempty"`
+	File      string `json:"file,omitempty"`
+}
+
+// MountOptions says how to show a recovery point as files.
+type MountOptions struct {
+	DataDir string
+	Point   string
+	Dir     string
+	Ready   func(Exported)
+	Log     io.Writer
+}
+
+// OverlayOptions name an overlay file.
+type OverlayOptions struct {
+	DataDir string
+	File    string
+}
+
+// Overlay is what was written over an exported recovery point.
+type Overlay struct {
+	File    string        `json:"file"`
+	Point   string        `json:"point"`
+	Machine string        `json:"machine"`
+	Time    time.Time     `json:"time"`
+	Disks   []OverlayDisk `json:"disks"`
+}
+
+// OverlayDisk is one disk of it.
+type OverlayDisk struct {
+	ID           string `json:"id"`
+	SizeBytes    int64  `json:"size_bytes"`
+	WrittenBytes int64  `json:"written_bytes"`
 }
