@@ -24,12 +24,21 @@ type RestoreRequest struct {
 	Force   bool            `json:"force,omitempty"`
 	// KeepGoing is for what is left of damaged data.
 	KeepGoing bool `json:"keep_going,omitempty" doc:"write zeroes where stored data is damaged, and list it, instead of failing"`
+	Larger    bool `json:"larger,omitempty" doc:"take a device that is larger than the disk; what lies behind the disk stays as it is"`
+	Rates
 }
 
-// RestoreTarget is where one disk goes.
+// RestoreTarget is where one disk goes, or a partition or volume of it.
 type RestoreTarget struct {
-	Disk   string `json:"disk"`
+	RestorePart
 	Target string `json:"target"`
+}
+
+// RestorePart is a disk, one partition of it, or one volume.
+type RestorePart struct {
+	Disk      string `json:"disk,omitempty" doc:"not needed with volume"`
+	Partition string `json:"partition,omitempty" doc:"number of a partition, 1 for the first"`
+	Volume    string `json:"volume,omitempty" doc:"an encrypted volume, DISK/VOLUME, its id or a unique prefix"`
 }
 
 // RestoreResult says what was written.
@@ -48,9 +57,11 @@ type PointKey struct {
 	Opens  []string `json:"opens"`
 }
 
-// RestoredDisk is one written disk.
+// RestoredDisk is one written disk, or a part of one.
 type RestoredDisk struct {
 	ID           string  `json:"id"`
+	Part         *Range  `json:"part,omitempty" doc:"range of the disk, where it is not all of it"`
+	BeyondBytes  int64   `json:"beyond_bytes,omitempty" doc:"bytes that the target has behind the disk, and that are as they were"`
 	Target       string  `json:"target"`
 	SizeBytes    int64   `json:"size_bytes"`
 	WrittenBytes int64   `json:"written_bytes"`
@@ -70,11 +81,17 @@ type DamagedRange struct {
 
 // VerifyRequest reads back and compares; no points means all.
 type VerifyRequest struct {
-	Points []string `json:"points,omitempty"`
+	Points    []string `json:"points,omitempty"`
+	Structure bool     `json:"structure,omitempty" doc:"objects, signatures and maps, no content of disks"`
+	Sample    float64  `json:"sample,omitempty" minimum:"0" maximum:"1" doc:"the structure, and this share of the content, drawn at random"`
+	Seed      string   `json:"seed,omitempty" doc:"of an earlier sample, to draw the same"`
 }
 
 // VerifyResult says what was found.
 type VerifyResult struct {
+	Depth     string   `json:"depth" enum:"data,structure,sample,stored" doc:"how far it went; stored: without keys"`
+	Sample    float64  `json:"sample,omitempty"`
+	Seed      string   `json:"seed,omitempty" doc:"what chose the sample"`
 	Points    int      `json:"points"`
 	Objects   int64    `json:"objects"`
 	ReadBytes int64    `json:"read_bytes"`

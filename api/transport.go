@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -43,6 +44,7 @@ func (t handlerTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 				return
 			}
 			w.WriteHeader(http.StatusOK)
+			w.trail()
 			_ = pw.Close()
 		}()
 		t.h.ServeHTTP(w, sreq)
@@ -101,6 +103,19 @@ func (w *pipeWriter) WriteHeader(status int) {
 func (w *pipeWriter) Write(p []byte) (int, error) {
 	w.WriteHeader(http.StatusOK)
 	return w.pw.Write(p)
+}
+
+// trail hands on what the handler put behind its answer; who reads to the end
+// of the answer finds it there, as with a server.
+func (w *pipeWriter) trail() {
+	for key, values := range w.header {
+		if name, ok := strings.CutPrefix(key, http.TrailerPrefix); ok {
+			if w.resp.Trailer == nil {
+				w.resp.Trailer = http.Header{}
+			}
+			w.resp.Trailer[http.CanonicalHeaderKey(name)] = values
+		}
+	}
 }
 
 // Flush sends the header; the pipe holds nothing back.

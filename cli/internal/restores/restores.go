@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -29,14 +30,21 @@ func Commands(r *shell.Run) []*cobra.Command {
 
 func (a group) restoreCommand() *cobra.Command {
 	var r api.RestoreRequest
-	var disks []string
+	var disks, volumes []string
 	var list string
 	cmd := a.Leaf(shell.Command{
-		Use:   "restore POINT --disk ID=TARGET [--disk …] [--force]",
+		Use:   "restore POINT --disk ID[/PARTITION]=TARGET [--disk …] [--volume VOLUME=TARGET] [--force]",
 		Short: "Write disks back, still encrypted",
 		Long: `TARGET is an image file or a block device; the host on which the engine runs
 opens it. Every byte is verified before it is written, and the whole afterwards.
 A target that holds something is refused without --force.
+
+ID/PARTITION is one partition by its number, such as vda/1; VOLUME is one
+encrypted volume. A device that is larger than what is written to it is refused
+without --larger; what lies behind stays as it is, and what to do about the
+backup of a partition table is said. TARGET - is standard output, for one disk:
+its bytes in order, zeroes included; only exit status 0 or 3 says that all of
+them came.
 
 Damaged data ends it. With --keep-going there are zeroes in its place, all the
 rest is written, and the exit status is 6; --damage-list makes a JSON file of
@@ -46,25 +54,18 @@ what is missing.`,
 		Args:    cobra.ExactArgs(1),
 		Run: func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			r.Point = args[0]
-			seen := map[string]bool{}
-			for _, s := range disks {
-				id, target, found := strings.Cut(s, "=")
-				if !found || id == "" || target == "" {
-					return shell.UsageError(cmd, "restore: disk %q is not of the form ID=TARGET", s)
-				}
-				if seen[id] {
-					return shell.UsageError(cmd, "restore: disk %s is named twice", id)
-				}
-				seen[id] = true
-				target, err := a.EnginePath(cmd, target)
-				if err != nil {
-					return err
-				}
-				r.Targets = append(r.Targets, api.RestoreTarget{Disk: id, Target: target})
+			var err error
+			if r.Targets, err = a.targets(cmd, disks, volumes); err != nil {
+				return err
 			}
 			switch {
-			case len(r.Targets) == 0:
-				return shell.UsageError(cmd, "restore: name at least one --disk ID=TARGET")
+			case len(r.Targets) == 1 && r.Targets[0].Target == stdout:
+				if r.KeepGoing || r.Force || r.Larger {
+					return shell.UsageError(cmd, "restore: --keep-going, --force and --larger are not for standard output")
+				}
+				return a.stream(ctx, cmd, api.StreamRequest{Point: r.Point, RestorePart: r.Targets[0].RestorePart, Rates: r.Rates})
+			case slices.ContainsFunc(r.Targets, func(t api.RestoreTarget) bool { return t.Target == stdout }):
+				return shell.UsageError(cmd, "restore: only one disk can go to standard output, and nothing beside it")
 			case r.Format != "raw":
 				return shell.UsageError(cmd, "restore: --format is raw")
 			case list != "" && !r.KeepGoing:
@@ -97,12 +98,59 @@ what is missing.`,
 	})
 	cmd.GroupID = shell.GroupDaily
 	f := cmd.Flags()
-	f.StringArrayVar(&disks, "disk", nil, "a disk and where it goes, `ID=TARGET`; once for each disk")
+	f.StringArrayVar(&disks, "disk", nil, "a disk or partition and where it goes, `ID=TARGET` or ID/PARTITION=TARGET; once for each")
+	f.StringArrayVar(&volumes, "volume", nil, "an encrypted volume and where it goes, `VOLUME=TARGET`; once for each")
+	f.BoolVar(&r.Larger, "larger", false, "take a device that is larger, and leave what lies behind as it is")
+	shell.Rates(cmd, &r.Rates)
 	f.StringVar(&r.Format, "format", "raw", "`FORMAT` of the target: raw")
 	f.BoolVar(&r.KeepGoing, "keep-going", false, "write zeroes where stored data is damaged, and go on")
 	f.StringVar(&list, "damage-list", "", "`FILE` to make, for what --keep-going could not write")
 	f.BoolVar(&r.Force, "force", false, "write over what the target holds")
 	return cmd
+}
+
+// targets reads what goes where.
+func (a group) targets(cmd *cobra.Command, disks, volumes []string) (out []api.RestoreTarget, err error) {
+	seen := map[string]bool{}
+	add := func(what, s string, part func(name string) api.RestorePart) error {
+		name, target, found := strings.Cut(s, "=")
+		if !found || name == "" || target == "" {
+			return shell.UsageError(cmd, "restore: %s %q is not of the form %s=TARGET", what, s, map[string]string{"disk": "ID", "volume": "VOLUME"}[what])
+		}
+		if seen[what+name] {
+			return shell.UsageError(cmd, "restore: %s %s is named twice", what, name)
+		}
+		seen[what+name] = true
+		if target != stdout {
+			var err error
+			if target, err = a.EnginePath(cmd, target); err != nil {
+				return err
+			}
+		}
+		out = append(out, api.RestoreTarget{RestorePart: part(name), Target: target})
+		return nil
+	}
+	for _, s := range disks {
+		if id, part, found := strings.Cut(strings.SplitN(s, "=", 2)[0], "/"); found && (id == "" || part == "" || part == "p") {
+			return nil, shell.UsageError(cmd, "restore: disk %q is not of the form ID/PARTITION=TARGET", s)
+		}
+		err := add("disk", s, func(name string) api.RestorePart {
+			id, partition, _ := strings.Cut(name, "/")
+			return api.RestorePart{Disk: id, Partition: strings.TrimPrefix(partition, "p")}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range volumes {
+		if err := add("volume", s, func(name string) api.RestorePart { return api.RestorePart{Volume: name} }); err != nil {
+			return nil, err
+		}
+	}
+	if len(out) == 0 {
+		return nil, shell.UsageError(cmd, "restore: name at least one --disk ID=TARGET")
+	}
+	return out, nil
 }
 
 func (a group) printRestored(w io.Writer, r api.RestoreResult) {
@@ -111,7 +159,7 @@ func (a group) printRestored(w io.Writer, r api.RestoreResult) {
 	}
 	t := screen.NewTable("  ", "DISK", "SIZE", "WRITTEN", "TIME", "TARGET")
 	for _, d := range r.Disks {
-		t.Add(screen.Text(d.ID), screen.Number(screen.Size(d.SizeBytes)), screen.Number(screen.Size(d.WrittenBytes)), screen.Number(screen.Duration(d.Seconds)), screen.Text(d.Target))
+		t.Add(screen.Text(diskText(d)), screen.Number(screen.Size(d.SizeBytes)), screen.Number(screen.Size(d.WrittenBytes)), screen.Number(screen.Duration(d.Seconds)), screen.Text(d.Target))
 	}
 	t.Print(w, a.Style)
 	for _, d := range r.Disks {
@@ -190,4 +238,12 @@ func writeDamage(path string, r api.RestoreResult) error {
 		return fmt.Errorf("restore: the disks are written, the damage list is not: %w", err)
 	}
 	return nil
+}
+
+// diskText names a disk, or the range of it that was written.
+func diskText(d api.RestoredDisk) string {
+	if d.Part == nil {
+		return d.ID
+	}
+	return fmt.Sprintf("%s[%d+%d]", d.ID, d.Part.Offset, d.Part.Length)
 }

@@ -185,6 +185,8 @@ var rules = []rule{
 	{[]error{keymanager.ErrInvalid}, http.StatusUnprocessableEntity, api.ExitUsage, ""},
 	{[]error{catalog.ErrExists}, http.StatusConflict, api.ExitRefused, "'lockstep machine list' shows the names that are taken"},
 	{[]error{catalog.ErrAmbiguous, catalog.ErrBadRef}, http.StatusUnprocessableEntity, api.ExitUsage, "'lockstep point list' shows the recovery points"},
+	{[]error{target.ErrLarger}, http.StatusConflict, api.ExitTarget, "--larger takes it: what lies behind the disk stays as it is"},
+	{[]error{restore.ErrNoPart}, http.StatusUnprocessableEntity, api.ExitUsage, "'lockstep point show' shows the partitions and volumes of a recovery point"},
 	{[]error{restore.ErrNoDisk}, http.StatusUnprocessableEntity, api.ExitUsage, "'lockstep point show' shows the disks of a recovery point"},
 	{[]error{source.ErrInUse}, http.StatusConflict, api.ExitRefused, "shut it down or name a snapshot of it; --allow-live reads it as it is, for what that is worth"},
 	{[]error{backup.ErrFuture}, http.StatusUnprocessableEntity, api.ExitUsage, "give the time that the image shows"},

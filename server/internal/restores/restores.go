@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/catalog"
@@ -26,13 +28,19 @@ type routes struct{ *frame.Frame }
 func Register(f *frame.Frame) {
 	s := routes{f}
 	frame.Route(f, "start-restore", http.MethodPost, "/v1/restores", "Write disks back, still encrypted", s.startRestore, frame.Status(http.StatusAccepted))
+	frame.Route(f, "stream-restore", http.MethodPost, "/v1/restores/stream", "Give the bytes of a disk, in order, still encrypted", s.stream, func(o *huma.Operation) {
+		o.Responses = map[string]*huma.Response{"200": {
+			Description: "The bytes; " + api.SizeHeader + " says how many, and the trailer " + api.OutcomeTrailer + " (a StreamOutcome) whether they are all",
+			Content:     map[string]*huma.MediaType{"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}},
+		}}
+	})
 }
 
 func (s routes) startRestore(ctx context.Context, req *frame.In[api.RestoreRequest]) (*frame.Out[api.Job], error) {
 	r := req.Body
 	e := audit.Event{Action: "point.restore", Object: r.Point}
 	for _, t := range r.Targets {
-		e.Detail = frame.WithDetail(e.Detail, "disk "+t.Disk, frame.Clip(t.Target))
+		e.Detail = frame.WithDetail(e.Detail, "disk "+partName(t.RestorePart), frame.Clip(t.Target))
 	}
 	// Formats are the target's business, but a wrong one is wrong usage.
 	if r.Format != "" && r.Format != "raw" {
@@ -51,7 +59,7 @@ func (s routes) startRestore(ctx context.Context, req *frame.In[api.RestoreReque
 		e.Detail = frame.WithDetail(e.Detail, "incomplete", "true")
 	}
 	return s.Start(ctx, "restore", e, func(ctx context.Context, rep *job.Reporter) (frame.Result, error) {
-		return s.restore(ctx, c, p, r, rep)
+		return s.restore(s.Limited(ctx, r.Rates), c, p, r, rep)
 	})
 }
 
@@ -62,14 +70,7 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 	if err != nil {
 		return frame.Result{}, err
 	}
-	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: show.Preflight(v, r.Targets), Disks: []api.RestoredDisk{}}
-	for _, k := range res.Keys {
-		if len(k.Opens) > 0 {
-			rep.Message("%s/%s: opened by %s (%s)", k.Disk, k.Volume, strings.Join(k.Opens, ", "), k.State)
-		} else {
-			rep.Warning("%s/%s: no secret in custody is proven to open it (%s)", k.Disk, k.Volume, k.State)
-		}
-	}
+	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: []api.PointKey{}, Disks: []api.RestoredDisk{}}
 	repo, err := s.Repository(ctx)
 	if err != nil {
 		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
@@ -79,19 +80,34 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
 	}
 	req := restore.Request{
-		Repository: repo, Manifest: mf, Open: s.OpenTarget, Options: target.Options{Force: r.Force, Format: r.Format}, Progress: frame.Progress(rep),
+		Repository: repo, Manifest: mf, Open: s.OpenTarget, Options: target.Options{Force: r.Force, Format: r.Format, Larger: r.Larger}, Progress: frame.Progress(rep),
 		KeepGoing: r.KeepGoing,
 	}
-	for _, t := range r.Targets {
-		req.Targets = append(req.Targets, restore.Target{Disk: t.Disk, Target: t.Target})
+	var parts []wanted
+	for i, t := range r.Targets {
+		w, err := find(mf, t.RestorePart)
+		if err != nil {
+			return frame.Result{JobResult: api.JobResult{Restore: res}}, err
+		}
+		r.Targets[i].Disk = w.disk
+		parts = append(parts, w)
+		req.Targets = append(req.Targets, restore.Target{Disk: w.disk, Part: w.part, Target: t.Target})
+	}
+	res.Keys = keys(show.Preflight(v, r.Targets), v, parts)
+	for _, k := range res.Keys {
+		if len(k.Opens) > 0 {
+			rep.Message("%s/%s: opened by %s (%s)", k.Disk, k.Volume, strings.Join(k.Opens, ", "), k.State)
+		} else {
+			rep.Warning("%s/%s: no secret in custody is proven to open it (%s)", k.Disk, k.Volume, k.State)
+		}
 	}
 	done, err := restore.Run(ctx, req)
 	out := frame.Result{JobResult: api.JobResult{Restore: res}, Exit: frame.ExitOfState(v.State)}
-	for _, d := range done {
-		res.Disks = append(res.Disks, api.RestoredDisk{
-			ID: d.ID, Target: d.Target, SizeBytes: d.Size, WrittenBytes: d.Written, ContentRoot: d.ContentRoot,
-			UnreadRanges: show.Ranges(d.Unread), Damaged: damaged(d), Seconds: d.Seconds,
-		})
+	for i, d := range done {
+		res.Disks = append(res.Disks, restored(d))
+		if d.Beyond > 0 {
+			rep.Warning("disk %s: %s", d.ID, largerText(d, parts[i]))
+		}
 		if len(d.Unread) > 0 {
 			out.Exit = api.ExitDamaged
 			rep.Warning("disk %s: %d ranges could not be read when the recovery point was made, and are zeroes", d.ID, len(d.Unread))
@@ -113,6 +129,40 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		}
 	}
 	return out, err
+}
+
+// restored shows a disk that was written.
+func restored(d restore.Disk) api.RestoredDisk {
+	out := api.RestoredDisk{
+		ID: d.ID, Target: d.Target, SizeBytes: d.Size, WrittenBytes: d.Written, ContentRoot: d.ContentRoot, BeyondBytes: d.Beyond,
+		UnreadRanges: show.Ranges(d.Unread), Damaged: damaged(d), Seconds: d.Seconds,
+	}
+	if d.Part.Length > 0 {
+		out.Part = &api.Range{Offset: d.Part.Offset, Length: d.Part.Length}
+	}
+	return out
+}
+
+// largerText says what to do with a target that is larger than the disk. The
+// disk's bytes are not changed for it: they are what was proven.
+func largerText(d restore.Disk, w wanted) string {
+	text := fmt.Sprintf("%s has %d bytes more, which are as they were", d.Target, d.Beyond)
+	if w.gpt && w.part.Length == 0 {
+		text += fmt.Sprintf("; the backup of its partition table belongs at the end: 'sgdisk --move-second-header %s' moves it there, then a partition can be enlarged", d.Target)
+	}
+	return text
+}
+
+// partName is what is restored, for the audit log.
+func partName(p api.RestorePart) string {
+	switch {
+	case p.Volume != "":
+		return frame.Clip(p.Volume)
+	case p.Partition != "":
+		return frame.Clip(p.Disk + "/" + p.Partition)
+	default:
+		return frame.Clip(p.Disk)
+	}
 }
 
 // damaged are the ranges that are zeroes although data was stored there.

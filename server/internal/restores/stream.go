@@ -1,0 +1,88 @@
+package restores
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/restore"
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
+)
+
+// stream answers with the bytes of a disk. What comes of it is known behind
+// them only, and said in a trailer.
+func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*huma.StreamResponse, error) {
+	r := req.Body
+	e := audit.Event{Action: "point.restore", Object: r.Point, Detail: map[string]string{"disk " + partName(r.RestorePart): "standard output"}}
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	p, err := s.ResolvePoint(ctx, c, r.Point)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	e.Object = p.ID
+	v, err := s.PointView(ctx, c, p)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	repo, err := s.Repository(ctx)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	mf, err := s.Manifest(ctx, repo, p)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	w, err := find(mf, r.RestorePart)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	return &huma.StreamResponse{Body: func(h huma.Context) {
+		out := api.StreamOutcome{Exit: frame.ExitOfState(v.State)}
+		d, err := frame.Audited(ctx, s.Frame, e, func() (restore.Disk, error) {
+			return restore.Stream(s.Limited(h.Context(), r.Rates), restore.StreamRequest{
+				Repository: repo, Manifest: mf, Disk: w.disk, Part: w.part, To: h.BodyWriter(),
+				Sized: func(n int64) {
+					h.SetHeader("Content-Type", "application/octet-stream")
+					h.SetHeader(api.SizeHeader, strconv.FormatInt(n, 10))
+					h.SetStatus(http.StatusOK)
+				},
+			})
+		})
+		if err != nil {
+			problem := api.Error(*frame.ProblemOf(err))
+			problem.Items = nil // the trailer is bounded
+			problem.Detail = frame.Clip(problem.Detail)
+			out.Error, out.Exit = &problem, problem.Exit
+		} else {
+			out.Restore = &api.RestoreResult{
+				Point: p.ID, State: v.State, Keys: keys(show.Preflight(v, []api.RestoreTarget{{RestorePart: api.RestorePart{Disk: w.disk}}}), v, []wanted{w}),
+				Disks: []api.RestoredDisk{restored(d)},
+			}
+			if len(d.Unread) > 0 {
+				out.Exit = api.ExitDamaged
+			}
+		}
+		encoded, err := json.Marshal(out)
+		if len(encoded) > maxTrailer { // thousands of ranges: their number is what matters here
+			out.Restore = nil
+			encoded, err = json.Marshal(out)
+		}
+		if err := errors.Join(err, context.Cause(h.Context())); err != nil {
+			s.Log.Info("the end of a disk's stream is not told", "point", p.ID, "error", err)
+		}
+		h.SetHeader(http.TrailerPrefix+api.OutcomeTrailer, string(encoded))
+	}}, nil
+}
+
+// maxTrailer stays below what clients take.
+const maxTrailer = 64 << 10
