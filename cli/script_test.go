@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 
 // fakeEnv is an Env whose server is f and whose local commands do nothing.
 func fakeEnv(f *fake) Env {
-	return Env{
+	return withExports(Env{
 		Version: "1.2.3",
 		Connect: func(_ context.Context, c Connection) (*api.Client, func() error, error) {
 			if c.Server == "https://unreachable.example" {
@@ -58,11 +58,22 @@ func fakeEnv(f *fake) Env {
 			o.Ready("unix://" + o.DataDir + "/run/lockstep.sock")
 			return nil
 		},
+		VerifyStored: func(_ context.Context, url string, progress func(int64)) (api.VerifyResult, error) {
+			r := api.VerifyResult{Depth: "stored", Objects: 40, ReadBytes: 2 << 30}
+			progress(r.ReadBytes)
+			if strings.HasSuffix(url, "nothing") {
+				return r, errors.New("verify what is stored: there is no object in it")
+			}
+			if strings.HasSuffix(url, "rotten") {
+				r.Damage = []api.Damage{{Object: "seg/aa/01", Error: "checksum differs"}}
+			}
+			return r, nil
+		},
 		Demo: func(_ context.Context, o DemoOptions) error {
 			_, err := io.WriteString(o.Story, "once upon a time\n")
 			return err
 		},
-	}
+	})
 }
 
 func TestScripts(t *testing.T) {

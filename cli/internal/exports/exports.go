@@ -239,6 +239,11 @@ The source of the machine is not touched: its next backup stores what differs.`,
 				f.Add("description", p.Description)
 				f.Print(w, "  ", a.Style)
 			})
+			switch p.State {
+			case api.StateProven, api.StatePlain:
+			default:
+				a.Warnf("warning: recovery point %s is %s\nhint: 'lockstep point show %s' says why", screen.CleanLine(p.ID), screen.CleanLine(p.State), screen.CleanLine(p.ID))
+			}
 			return err
 		},
 	})

@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/lockstep-backup/lockstep/api"
+)
+
+// withExports adds commands that export nothing and end at once.
+func withExports(e Env) Env {
+	exported := func(point string) Exported {
+		return Exported{
+			Point: "0123456789abcdef0123456789abcdef", Machine: "web01", Time: time.Date(2026, 3, 14, 2, 15, 0, 0, time.UTC),
+			Disks: []ExportedDisk{{ID: "vda", SizeBytes: 1 << 30}}, Warnings: []string{"asked for " + point},
+		}
+	}
+	e.Export = func(_ context.Context, o ExportOptions) error {
+		if strings.HasPrefix(o.Address, "0.0.0.0") && !o.Insecure && o.Certificates == "" {
+			return &api.Error{Exit: api.ExitRefused, Detail: "export: not without encryption", Hint: "--tls-certificate"}
+		}
+		v := exported(o.Point)
+		v.Overlay, v.Disks[0].URI = o.Overlay, "nbd:"+o.Address
+		o.Ready(v)
+		return nil
+	}
+	e.Mount = func(_ context.Context, o MountOptions) error {
+		v := exported(o.Point)
+		v.Dir, v.Disks[0].File = o.Dir, o.Dir+"/vda.raw"
+		o.Ready(v)
+		return nil
+	}
+	e.Overlay = func(_ context.Context, o OverlayOptions) (Overlay, error) {
+		if strings.HasSuffix(o.File, "letter") {
+			return Overlay{}, errors.New("not an overlay")
+		}
+		return Overlay{
+			File: o.File, Point: "0123456789abcdef0123456789abcdef", Machine: "web01",
+			Time: time.Date(2026, 3, 14, 2, 15, 0, 0, time.UTC), Disks: []OverlayDisk{{ID: "vda", SizeBytes: 1 << 30, WrittenBytes: 8192}},
+		}, nil
+	}
+	e.DiscardOverlay = func(context.Context, OverlayOptions) error { return nil }
+	return e
+}
