@@ -5,7 +5,7 @@ import "time"
 // Job is long work under way or ended.
 type Job struct {
 	ID      string     `json:"id"`
-	Kind    string     `json:"kind" doc:"backup, prove, restore, verify, rebuild, prune, import"`
+	Kind    string     `json:"kind" doc:"backup, prove, restore, verify, rebuild, prune, import, scrub, copy, repair"`
 	State   string     `json:"state" enum:"queued,running,succeeded,failed,canceled"`
 	Created time.Time  `json:"created"`
 	Ended   *time.Time `json:"ended,omitempty"`
@@ -24,6 +24,9 @@ type JobResult struct {
 	Rebuild *RebuildResult `json:"rebuild,omitempty"`
 	Import  *ImportResult  `json:"import,omitempty"`
 	Prune   *PruneResult   `json:"prune,omitempty"`
+	Scrub   *ScrubResult   `json:"scrub,omitempty"`
+	Copy    *CopyResult    `json:"copy,omitempty"`
+	Repair  *RepairResult  `json:"repair,omitempty"`
 }
 
 // JobEvent is one event of a job; the events endpoint streams them.

@@ -5,6 +5,7 @@ import "time"
 // Status is the picture of everything, the worst first.
 type Status struct {
 	Machines []MachineStatus `json:"machines"`
+	Warnings []string        `json:"warnings,omitempty" doc:"what is not about one machine"`
 }
 
 // MachineStatus is one machine: its recovery points × secret versions.

@@ -363,6 +363,8 @@ func (f *fake) points(mux *http.ServeMux) {
 		case "":
 		case "none":
 			s.Machines = nil
+		case "overdue":
+			s = api.Status{Warnings: []string{"data in repository r1 has not been read back since 2025-01-01: 'lockstep scrub' reads what is oldest first"}}
 		default:
 			var only []api.MachineStatus
 			for _, m := range s.Machines {
@@ -474,7 +476,14 @@ func (f *fake) work(mux *http.ServeMux) {
 	})
 	mux.HandleFunc("POST /v1/verifications", func(w http.ResponseWriter, r *http.Request) {
 		j := api.Job{Kind: "verify", JobResult: api.JobResult{Verify: &api.VerifyResult{Points: 3, Objects: 120, ReadBytes: 9 << 30}}}
-		if q := body[api.VerifyRequest](f, r); len(q.Points) > 0 && q.Points[0] == newPoint {
+		q := body[api.VerifyRequest](f, r)
+		switch j.Verify.Depth = "data"; {
+		case q.Structure:
+			j.Verify.Depth, j.Verify.ReadBytes = "structure", 0
+		case q.Sample > 0:
+			j.Verify.Depth, j.Verify.Sample, j.Verify.Seed = "sample", q.Sample, "0102030405060708090a0b0c0d0e0f10"
+		}
+		if len(q.Points) > 0 && q.Points[0] == newPoint {
 			j.Verify.Damage = []api.Damage{{Object: "segments/aa/01", Machine: "web01", Disk: "vda", Range: &api.Range{Offset: 65536, Length: 4096}, Points: []string{newPoint}, Error: "authentication failed"}}
 		}
 		f.start(w, j)

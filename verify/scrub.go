@@ -47,7 +47,7 @@ type ScrubResult struct {
 // again the next time.
 func Scrub(ctx context.Context, req ScrubRequest) (res ScrubResult, err error) {
 	s := &scrub{ScrubRequest: req, v: &verifier{req: Request{Repository: req.Repository}, segments: map[string]error{}}}
-	err = s.run(ctx)
+	err = s.run(store.Uncached(ctx))
 	s.res.Damage = s.v.res.Damage
 	if err != nil {
 		err = fmt.Errorf("scrub: %w", err)

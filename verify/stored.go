@@ -20,6 +20,7 @@ const readers = 4
 // is as it was written, but not what somebody made on purpose, and it does not
 // know what should be there. An error is about not being able to look.
 func Stored(ctx context.Context, st store.Store, progress func(phase string, done, total int64)) (Result, error) {
+	ctx = store.Uncached(ctx)
 	v := &verifier{req: Request{Progress: progress}}
 	var mu sync.Mutex
 	group, gctx := errgroup.WithContext(ctx)

@@ -90,6 +90,7 @@ var ErrTooMuch = errors.New("more damage than can be listed")
 // Run verifies. The error is about not being able to look; what is damaged is
 // in the result, which is filled as far as it went in either case.
 func Run(ctx context.Context, req Request) (Result, error) {
+	ctx = store.Uncached(ctx) // what a cache has says nothing of the store
 	v := &verifier{req: req, segments: map[string]error{}}
 	started := time.Time{}
 	if req.Now != nil {

@@ -43,7 +43,7 @@ func environment() cli.Env {
 	return cli.Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
 		Version: programVersion(),
-		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo, CheckStore: checkStore,
+		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo, VerifyStored: verifyStored, CheckStore: checkStore,
 		Export: exportPoint, Mount: mountPoint, Overlay: showOverlay, DiscardOverlay: discardOverlay,
 	}
 }

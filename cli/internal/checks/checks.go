@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -20,28 +21,53 @@ type group struct{ *shell.Run }
 // Commands are the commands of this group.
 func Commands(r *shell.Run) []*cobra.Command {
 	a := group{r}
-	return []*cobra.Command{a.verifyCommand()}
+	return []*cobra.Command{a.verifyCommand(), a.scrubCommand()}
 }
 
 func (a group) verifyCommand() *cobra.Command {
+	var r api.VerifyRequest
+	var sample, stored string
 	cmd := a.Leaf(shell.Command{
-		Use:   "verify [POINT …]",
+		Use:   "verify [POINT …] [--structure | --sample SHARE [--seed SEED]]",
 		Short: "Read back what is stored and compare",
 		Long: `Without POINT everything is read. Damage is named with the disks, ranges and
-recovery points it touches, and the exit status is 6.`,
+recovery points it touches, and the exit status is 6.
+
+With --structure no content of disks is read, but objects, signatures and maps,
+and of segments that they are there with header and table of contents. --sample
+reads a random share of what each recovery point added besides, such as 5%; the
+seed that chose it is in the result, and with --seed it chooses the same.
+
+--without-keys reads the repository at URL with nothing but access to it, for
+hosts that hold no keys: every object's shape and checksums. That finds what
+rotted, not what somebody made, and not what is gone.`,
 		Example: "lockstep verify web01@latest",
 		Exits:   []int{api.ExitRefused, api.ExitDamaged},
 		Args:    cobra.ArbitraryArgs,
-		Run: func(ctx context.Context, _ *cobra.Command, args []string) error {
+		Run: func(ctx context.Context, cmd *cobra.Command, args []string) (err error) {
+			r.Points = args
+			if stored != "" {
+				if len(args) > 0 || r.Structure || sample != "" || r.Seed != "" {
+					return shell.UsageError(cmd, "verify: --without-keys reads all objects of a repository and knows no recovery points")
+				}
+				return a.verifyStored(ctx, cmd, stored)
+			}
+			if sample != "" {
+				if r.Sample, err = parseShare(sample); err != nil {
+					return shell.UsageError(cmd, "verify: --sample: %v", err)
+				}
+			}
+			switch {
+			case r.Structure && r.Sample > 0:
+				return shell.UsageError(cmd, "verify: give either --structure or --sample")
+			case r.Seed != "" && r.Sample == 0:
+				return shell.UsageError(cmd, "verify: --seed is for --sample")
+			}
 			return a.WithClient(ctx, func(c *api.Client) error {
 				j, err := a.RunJob(ctx, c, "verify", "nothing is changed by it",
-					func() (api.Job, error) { return c.Verify(ctx, api.VerifyRequest{Points: args}) })
+					func() (api.Job, error) { return c.Verify(ctx, r) })
 				if j.Verify != nil {
-					v := *j.Verify
-					if v.Damage == nil {
-						v.Damage = []api.Damage{}
-					}
-					a.Emit(v, func(w io.Writer) { a.printVerified(w, v) })
+					a.emitVerified(*j.Verify)
 				} else if err == nil {
 					err = errors.New("verify: the job ended without a result")
 				}
@@ -50,24 +76,89 @@ recovery points it touches, and the exit status is 6.`,
 		},
 	})
 	cmd.GroupID = shell.GroupWatch
+	f := cmd.Flags()
+	f.BoolVar(&r.Structure, "structure", false, "read no content of disks")
+	f.StringVar(&sample, "sample", "", "read this `SHARE` of the content, such as 5%")
+	f.StringVar(&r.Seed, "seed", "", "`SEED` of an earlier sample, to read the same again")
+	f.StringVar(&stored, "without-keys", "", "`URL` of a repository to check without any key")
 	return cmd
 }
 
+// parseShare reads a share of more than nothing and at most all, "5%" or "0.05".
+func parseShare(s string) (float64, error) {
+	digits, percent := strings.CutSuffix(s, "%")
+	x, err := strconv.ParseFloat(digits, 64)
+	if percent {
+		x /= 100
+	}
+	if err != nil || !(x > 0 && x <= 1) {
+		return 0, fmt.Errorf("%q is not a share such as 5%%", s)
+	}
+	return x, nil
+}
+
+// verifyStored checks a repository in this process.
+func (a group) verifyStored(ctx context.Context, cmd *cobra.Command, url string) error {
+	if err := a.Local(cmd); err != nil {
+		return err
+	}
+	if a.Env.VerifyStored == nil {
+		return errors.New("verify: this program cannot open repositories")
+	}
+	p := a.Progress()
+	r, err := a.Env.VerifyStored(ctx, url, func(done int64) {
+		_ = p.Event(api.JobEvent{Kind: "progress", Phase: "content", Done: done, Unit: "bytes"})
+	})
+	p.Close(err == nil)
+	if err != nil {
+		return shell.OperationError("verify", err)
+	}
+	if len(r.Damage) > 0 {
+		a.Note(api.ExitDamaged)
+	}
+	a.emitVerified(r)
+	return nil
+}
+
+func (a group) emitVerified(v api.VerifyResult) {
+	if v.Damage == nil {
+		v.Damage = []api.Damage{}
+	}
+	a.Emit(v, func(w io.Writer) { a.printVerified(w, v) })
+}
+
 func (a group) printVerified(w io.Writer, v api.VerifyResult) {
-	verdict := a.Style.Paint(screen.Green, "no damage")
-	if len(v.Damage) > 0 {
-		verdict = a.Style.Paint(screen.Alarm, "DAMAGED in "+screen.Count(len(v.Damage), "place", "places"))
-	}
 	if !a.Quiet || len(v.Damage) > 0 {
-		_, _ = fmt.Fprintf(w, "read back %s, %s, %s: %s\n", screen.Count(v.Points, "recovery point", "recovery points"),
-			screen.Count(int(v.Objects), "object", "objects"), screen.Size(v.ReadBytes), verdict)
+		what := screen.Count(int(v.Objects), "object", "objects") + ", " + screen.Size(v.ReadBytes)
+		switch v.Depth {
+		case "stored":
+		case "structure":
+			what = screen.Count(v.Points, "recovery point", "recovery points") + ", " + screen.Count(int(v.Objects), "object", "objects") + ", structure only"
+		default:
+			what = screen.Count(v.Points, "recovery point", "recovery points") + ", " + what
+		}
+		if v.Depth == "sample" {
+			what += fmt.Sprintf(", a sample of %.4g%% with seed %s", v.Sample*100, screen.CleanLine(v.Seed))
+		}
+		_, _ = fmt.Fprintf(w, "read back %s: %s\n", what, a.verdict(v.Damage))
 	}
-	if len(v.Damage) == 0 {
+	a.printDamage(w, v.Damage)
+}
+
+func (a group) verdict(found []api.Damage) string {
+	if len(found) > 0 {
+		return a.Style.Paint(screen.Alarm, "DAMAGED in "+screen.Count(len(found), "place", "places"))
+	}
+	return a.Style.Paint(screen.Green, "no damage")
+}
+
+func (a group) printDamage(w io.Writer, found []api.Damage) {
+	if len(found) == 0 {
 		return
 	}
 	_, _ = fmt.Fprintln(w)
 	t := screen.NewTable("  ", "OBJECT", "MACHINE", "DISK", "RANGE", "RECOVERY POINTS", "ERROR")
-	for _, d := range v.Damage {
+	for _, d := range found {
 		where := ""
 		if d.Range != nil {
 			where = fmt.Sprintf("%d+%d", d.Range.Offset, d.Range.Length)

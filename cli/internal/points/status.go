@@ -37,6 +37,7 @@ the exit status is 3.`,
 					s.Machines = []api.MachineStatus{}
 				}
 				a.Emit(s, func(w io.Writer) { a.printStatus(w, s) })
+				a.WarnAll(s.Warnings)
 				for _, m := range s.Machines {
 					a.NotePoint(m.State)
 					for _, p := range m.Points {

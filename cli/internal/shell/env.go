@@ -28,6 +28,9 @@ type Env struct {
 	// Serve answers until the context ends.
 	Serve func(context.Context, ServeOptions) error
 	Demo  func(context.Context, DemoOptions) error
+	// VerifyStored checks the repository at a URL without any key. progress is
+	// called with the bytes read so far.
+	VerifyStored func(ctx context.Context, url string, progress func(done int64)) (api.VerifyResult, error)
 	// CheckStore tries a store, without a data directory.
 	CheckStore func(context.Context, StoreCheckOptions) (StoreCheckResult, error)
 	// Export and Mount give a recovery point to others until the context ends.

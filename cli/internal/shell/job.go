@@ -12,6 +12,11 @@ import (
 // cancelWait is how long an interrupted command waits for its job to end.
 const cancelWait = time.Minute
 
+// Progress shows on standard error how far something is.
+func (a *Run) Progress() *screen.Progress {
+	return screen.NewProgress(a.Env.Stderr, a.Env.IsTerminal(a.Env.Stderr) && a.Env.Getenv("TERM") != "dumb", a.Quiet)
+}
+
 // RunJob starts a job, follows it to its end and remembers its exit status.
 // The job is returned also when it failed: it may have results all the same,
 // and err is then what it says. Interrupted, it cancels the job; stays says
@@ -21,7 +26,7 @@ func (a *Run) RunJob(ctx context.Context, c *api.Client, op, stays string, start
 	if err != nil {
 		return api.Job{}, OperationError(op, err)
 	}
-	p := screen.NewProgress(a.Env.Stderr, a.Env.IsTerminal(a.Env.Stderr) && a.Env.Getenv("TERM") != "dumb", a.Quiet)
+	p := a.Progress()
 	id := j.ID
 	j, err = c.WatchJob(ctx, id, p.Event)
 	interrupted := ctx.Err() != nil
@@ -95,6 +100,9 @@ func (a *Run) NoteJob(j api.Job) {
 		a.NotePoint(j.Restore.State)
 	}
 	if j.Verify != nil && len(j.Verify.Damage) > 0 {
+		a.Note(api.ExitDamaged)
+	}
+	if j.Scrub != nil && len(j.Scrub.Damage) > 0 {
 		a.Note(api.ExitDamaged)
 	}
 	if j.State == "failed" && a.status == api.ExitDone {

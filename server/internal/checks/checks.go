@@ -13,7 +13,6 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/repository"
-	"github.com/lockstep-backup/lockstep/server/internal/show"
 	"github.com/lockstep-backup/lockstep/verify"
 
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
@@ -25,10 +24,15 @@ type routes struct{ *frame.Frame }
 func Register(f *frame.Frame) {
 	s := routes{f}
 	frame.Route(f, "start-verification", http.MethodPost, "/v1/verifications", "Read back what is stored and compare", s.startVerification, frame.Status(http.StatusAccepted))
+	frame.Route(f, "start-scrub", http.MethodPost, "/v1/scrubs", "Read back what has not been read for the longest", s.startScrub, frame.Status(http.StatusAccepted))
 }
 
 func (s routes) startVerification(ctx context.Context, req *frame.In[api.VerifyRequest]) (*frame.Out[api.Job], error) {
 	e := audit.Event{Action: "repository.verify", Object: "all"}
+	depth, err := depthOf(req.Body)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
 	var points []catalog.Point
 	if len(req.Body.Points) > 0 {
 		c, err := s.Catalog(ctx)
@@ -49,16 +53,40 @@ func (s routes) startVerification(ctx context.Context, req *frame.In[api.VerifyR
 		e.Object = frame.Clip(fmt.Sprint(ids))
 	}
 	return s.Start(ctx, "verify", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-		return s.verify(ctx, points, p)
+		return s.verify(ctx, points, depth, p)
 	})
 }
 
-func (s routes) verify(ctx context.Context, points []catalog.Point, p *job.Reporter) (frame.Result, error) {
+// depthOf is how far a verification goes.
+func depthOf(r api.VerifyRequest) (q verify.Request, err error) {
+	switch {
+	case r.Structure && r.Sample > 0:
+		return q, frame.Usage("verify: the structure alone and a sample of the content exclude each other")
+	case r.Seed != "" && r.Sample == 0:
+		return q, frame.Usage("verify: a seed is for a sample")
+	case r.Structure:
+		q.Depth = verify.Structure
+	case r.Sample > 0:
+		q.Depth, q.Share, q.Seed = verify.Sample, r.Sample, verify.NewSeed()
+		if r.Seed == "" {
+			break
+		}
+		if q.Seed, err = verify.ParseSeed(r.Seed); err != nil {
+			return q, frame.Usage("verify: seed %v", err)
+		}
+	}
+	return q, nil
+}
+
+func (s routes) verify(ctx context.Context, points []catalog.Point, req verify.Request, p *job.Reporter) (frame.Result, error) {
 	repo, err := s.Repository(ctx)
 	if err != nil {
 		return frame.Result{}, err
 	}
-	req := verify.Request{Repository: repo, All: len(points) == 0, Progress: frame.Progress(p)}
+	req.Repository, req.All, req.Progress = repo, len(points) == 0, frame.Progress(p)
+	if c, err := s.Catalog(ctx); err == nil {
+		req.Readings, req.Now = c.Readings, s.Now
+	}
 	if req.Expected, err = s.expected(ctx, repo, points); err != nil {
 		return frame.Result{}, err
 	}
@@ -73,17 +101,12 @@ func (s routes) verify(ctx context.Context, points []catalog.Point, p *job.Repor
 		req.Points = append(req.Points, rp)
 	}
 	found, err := verify.Run(ctx, req)
-	names := s.Names(ctx)
-	res := &api.VerifyResult{Points: found.Points, Objects: found.Objects, ReadBytes: found.Read, Damage: []api.Damage{}}
-	for _, d := range found.Damage {
-		v := api.Damage{Object: d.Object, Machine: show.Name(names, d.Machine), Disk: d.Disk, Points: d.Points, Error: "damaged"}
-		if d.Range != nil {
-			v.Range = &api.Range{Offset: d.Range.Offset, Length: d.Range.Length}
-		}
-		if d.Err != nil {
-			v.Error = show.OneLine(d.Err.Error())
-		}
-		res.Damage = append(res.Damage, v)
+	res := &api.VerifyResult{Depth: "data", Points: found.Points, Objects: found.Objects, ReadBytes: found.Read, Damage: s.damage(ctx, found.Damage)}
+	switch req.Depth {
+	case verify.Structure:
+		res.Depth = "structure"
+	case verify.Sample:
+		res.Depth, res.Sample, res.Seed = "sample", req.Share, req.Seed.String()
 	}
 	r := frame.Result{JobResult: api.JobResult{Verify: res}}
 	if len(res.Damage) > 0 {

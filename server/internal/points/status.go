@@ -10,6 +10,7 @@ import (
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/server/internal/show"
 
+	"github.com/lockstep-backup/lockstep/server/internal/checks"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 
@@ -30,6 +31,11 @@ func (s routes) getStatus(ctx context.Context, req *frame.OfMachine) (*frame.Out
 		}
 		if shown {
 			r.Body.Machines = append(r.Body.Machines, st)
+		}
+	}
+	if req.Machine == "" {
+		if r.Body.Warnings, err = checks.Overdue(ctx, c, s.Now()); err != nil {
+			return nil, err
 		}
 	}
 	slices.SortStableFunc(r.Body.Machines, func(a, b api.MachineStatus) int { return worseFirst(a.State, b.State) })

@@ -1,0 +1,137 @@
+package checks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
+	"github.com/lockstep-backup/lockstep/verify"
+)
+
+// scrubKey keeps two scrubs apart: they would read the same.
+const scrubKey = "scrub"
+
+func (s routes) startScrub(ctx context.Context, req *frame.In[api.ScrubRequest]) (*frame.Out[api.Job], error) {
+	r := req.Body
+	e := audit.Event{Action: "repository.scrub", Object: s.RepositoryURL}
+	const most = int64(100 * 365 * 24 * time.Hour / time.Second)
+	if max(r.ForSeconds, r.OlderThanSeconds, r.WarnAfterSeconds) > most {
+		return nil, s.Refuse(ctx, e, frame.Usage("scrub: a time is longer than 100 years"))
+	}
+	c, err := s.Catalog(ctx)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	return s.Start(ctx, "scrub", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
+		return s.scrub(ctx, c, r, p)
+	}, scrubKey)
+}
+
+func (s routes) scrub(ctx context.Context, c *catalog.Catalog, r api.ScrubRequest, p *job.Reporter) (frame.Result, error) {
+	repo, err := s.Repository(ctx)
+	if err != nil {
+		return frame.Result{}, err
+	}
+	if r.WarnAfterSeconds > 0 {
+		if err := c.Meta.Set(ctx, warnAfterKey, strconv.FormatInt(r.WarnAfterSeconds, 10)); err != nil {
+			return frame.Result{}, err
+		}
+	}
+	found, err := verify.Scrub(ctx, verify.ScrubRequest{
+		Repository: repo, Readings: c.Readings, Now: s.Now, Progress: frame.Progress(p), Bytes: r.Bytes,
+		For: time.Duration(r.ForSeconds) * time.Second, OlderThan: time.Duration(r.OlderThanSeconds) * time.Second,
+	})
+	res := &api.ScrubResult{
+		Objects: found.Objects, ReadBytes: found.Read, LeftObjects: found.Left, LeftBytes: found.LeftBytes,
+		Never: found.Never, Damage: s.damage(ctx, found.Damage),
+	}
+	if !found.Oldest.IsZero() {
+		at := found.Oldest.UTC()
+		res.Oldest = &at
+	}
+	out := frame.Result{JobResult: api.JobResult{Scrub: res}}
+	if len(res.Damage) > 0 {
+		out.Exit, out.Found = api.ExitDamaged, true
+	}
+	return out, err
+}
+
+// damage shows what a verification found.
+func (s routes) damage(ctx context.Context, found []verify.Damage) []api.Damage {
+	names := s.Names(ctx)
+	out := make([]api.Damage, 0, len(found))
+	for _, d := range found {
+		v := api.Damage{Object: d.Object, Machine: show.Name(names, d.Machine), Disk: d.Disk, Points: d.Points, Error: "damaged"}
+		if d.Range != nil {
+			v.Range = &api.Range{Offset: d.Range.Offset, Length: d.Range.Length}
+		}
+		if d.Err != nil {
+			v.Error = show.OneLine(d.Err.Error())
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+// warnAfterKey is the catalog's value with the age in seconds after which
+// status warns; defaultWarnAfter counts where it was never set.
+const (
+	warnAfterKey     = "scrub-warn-after"
+	defaultWarnAfter = 90 * 24 * time.Hour
+)
+
+// Overdue says of each repository whose data was not read back for longer than
+// was set that it was not. What is not known is said to be so.
+func Overdue(ctx context.Context, c *catalog.Catalog, now time.Time) ([]string, error) {
+	after := defaultWarnAfter
+	text, err := c.Meta.Get(ctx, warnAfterKey)
+	if err != nil {
+		return nil, err
+	}
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n > 0 && n < int64(100*365*24*time.Hour/time.Second) {
+		after = time.Duration(n) * time.Second
+	}
+	limit := now.Add(-after)
+	points, err := c.Points.List(ctx, catalog.PointQuery{Bare: true})
+	if err != nil {
+		return nil, err
+	}
+	oldest := map[string]time.Time{} // recovery point, by repository
+	var order []string
+	for _, p := range points {
+		if !p.DeletedAt.IsZero() {
+			continue
+		}
+		if at, known := oldest[p.Repository]; !known {
+			order = append(order, p.Repository)
+			oldest[p.Repository] = p.Written
+		} else if p.Written.Before(at) {
+			oldest[p.Repository] = p.Written
+		}
+	}
+	var out []string
+	for _, id := range order {
+		r, err := c.Readings.Oldest(ctx, id)
+		unknown := errors.Is(err, catalog.ErrNotFound) || err == nil && r.Since.IsZero()
+		switch {
+		case unknown && oldest[id].Before(limit):
+			out = append(out, fmt.Sprintf("not all of repository %s has been read back since it was written, and its oldest recovery point is of %s: 'lockstep scrub' reads what is oldest first", id, day(oldest[id])))
+		case unknown:
+		case err != nil:
+			return nil, err
+		case r.Since.Before(limit):
+			out = append(out, fmt.Sprintf("data in repository %s has not been read back since %s: 'lockstep scrub' reads what is oldest first", id, day(r.Since)))
+		}
+	}
+	return out, nil
+}
+
+func day(t time.Time) string { return t.UTC().Format(time.DateOnly) }
