@@ -8,9 +8,8 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
-	"github.com/lockstep-backup/lockstep/server/internal/witness"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/witness"
 )
 
 type routes struct{ *frame.Frame }

@@ -16,9 +16,8 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/prove"
-	"github.com/lockstep-backup/lockstep/server/internal/show"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
 type routes struct{ *frame.Frame }

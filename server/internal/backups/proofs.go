@@ -11,9 +11,8 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/prove"
-	"github.com/lockstep-backup/lockstep/server/internal/show"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
 // exitOfProof is what proving found beside the state: damage, or a secret that

@@ -13,7 +13,6 @@ import (
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/rebuild"
 	"github.com/lockstep-backup/lockstep/repository"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 

@@ -13,9 +13,8 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/repository"
-	"github.com/lockstep-backup/lockstep/verify"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/verify"
 )
 
 type routes struct{ *frame.Frame }

@@ -19,7 +19,6 @@ import (
 	"github.com/lockstep-backup/lockstep/importing"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/prove"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 

@@ -14,7 +14,6 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/job"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 

@@ -14,9 +14,8 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/catalog"
-	"github.com/lockstep-backup/lockstep/server/internal/show"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
 type routes struct{ *frame.Frame }

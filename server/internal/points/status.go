@@ -8,10 +8,9 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/custody"
 	"github.com/lockstep-backup/lockstep/prove"
-	"github.com/lockstep-backup/lockstep/server/internal/show"
-
 	"github.com/lockstep-backup/lockstep/server/internal/checks"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
 func (s routes) getStatus(ctx context.Context, req *frame.OfMachine) (*frame.Out[api.Status], error) {

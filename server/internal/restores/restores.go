@@ -15,11 +15,10 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/restore"
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
 	"github.com/lockstep-backup/lockstep/server/internal/headers"
 	"github.com/lockstep-backup/lockstep/server/internal/show"
 	"github.com/lockstep-backup/lockstep/target"
-
-	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 
 type routes struct{ *frame.Frame }

@@ -18,10 +18,9 @@ import (
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
 	"github.com/lockstep-backup/lockstep/server/internal/places"
 	"github.com/lockstep-backup/lockstep/server/internal/show"
-
-	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 
 // maxBody bounds a request with a secret: a key file of 8 MiB, in base64.

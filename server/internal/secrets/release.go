@@ -15,9 +15,8 @@ import (
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/keymanager"
 	"github.com/lockstep-backup/lockstep/prove"
-	"github.com/lockstep-backup/lockstep/server/internal/show"
-
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
 func (s routes) destroySecret(ctx context.Context, req *refChange) (*frame.Out[api.Secret], error) {

@@ -13,10 +13,9 @@ import (
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/custody"
 	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
 	"github.com/lockstep-backup/lockstep/server/internal/headers"
 	"github.com/lockstep-backup/lockstep/server/internal/places"
-
-	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 
 type routes struct{ *frame.Frame }
