@@ -95,6 +95,7 @@ var imports = []struct {
 	{"github.com/Azure/azure-sdk-for-go/sdk/azcore", []string{"store/azureblob"}, "one adapter for one service"},
 	{"github.com/Azure/azure-sdk-for-go/sdk/azidentity", []string{"store/azureblob"}, "one adapter for one service"},
 	{"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob", []string{"store/azureblob"}, "one adapter for one service"},
+	{"google.golang.org/api", []string{"store/gcs"}, "a provider's SDK appears in its adapter only"},
 	{"github.com/robfig/cron/v3", []string{"policy"}, "calendar expressions mean what they mean in cron"},
 	{"github.com/hanwen/go-fuse/v2", []string{"export/fusefs"}, "mounting is an adapter's business"},
 	{"golang.org/x/term", []string{"cli", "cmd"}, "only the CLI has a terminal"},

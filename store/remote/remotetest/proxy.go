@@ -115,6 +115,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	maps.Copy(w.Header(), resp.Header)
+	if rest, ok := strings.CutPrefix(resp.Header.Get("Location"), p.target); ok {
+		w.Header().Set("Location", p.URL+rest) // an upload goes on through the proxy
+	}
 	if r.Method != http.MethodHead {
 		w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
 	}
