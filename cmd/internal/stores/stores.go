@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/store"
 	"github.com/lockstep-backup/lockstep/store/azureblob"
+	"github.com/lockstep-backup/lockstep/store/gcs"
 	"github.com/lockstep-backup/lockstep/store/localdir"
 	"github.com/lockstep-backup/lockstep/store/mapcache"
 	"github.com/lockstep-backup/lockstep/store/remote"
@@ -87,8 +88,10 @@ func openRemote(ctx context.Context, location string, o Options) (Store, error) 
 			}
 		}
 		return typed(azureblob.Open(ctx, location, ao))
+	case gcs.Scheme:
+		return typed(gcs.Open(ctx, location, gcs.Options{Log: o.Log}))
 	}
-	return nil, remote.WithHint(fmt.Errorf("open store: %.20q: %w", scheme, ErrScheme), "a path, file:///…, s3://… and azblob://… are: docs/stores.md")
+	return nil, remote.WithHint(fmt.Errorf("open store: %.20q: %w", scheme, ErrScheme), "a path, file:///…, s3://…, azblob://… and gs://… are: docs/stores.md")
 }
 
 // typed keeps a nil pointer out of the interface.
