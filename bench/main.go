@@ -8,6 +8,7 @@
 //	go run ./bench -dir /var/tmp/bench -size 8 -runs 5             # the table of targets, cold and warm
 //	go run ./bench -dir /var/tmp/bench -size 8 -long 200           # the long run of incrementals
 //	go run ./bench -dir /var/tmp/bench -scale 0.25,1,64:0.02       # TiB, simulated
+//	go run ./bench -dir /var/tmp/bench -size 8 -export 20000       # instant access, so many random reads
 //
 // It needs root to drop the page cache between steps.
 package main
@@ -40,6 +41,7 @@ func main() {
 	piece := flag.Int64("piece", 4096, "bytes of one write of the long run")
 	scale := flag.String("scale", "", "instead of the table: simulate disks of so many TiB, TIB or TIB:SHARE-ALLOCATED, separated by commas")
 	points := flag.Int("points", 1000, "recovery points of a machine in the simulation")
+	exported := flag.Int("export", 0, "instead of the table: instant access, with so many random reads")
 	flag.Parse()
 	b, err := newBench(*dir, int64(*size)<<30, *runs, *kopia)
 	if err == nil {
@@ -47,6 +49,8 @@ func main() {
 		switch {
 		case *scale != "":
 			err = b.scale(*scale, *points)
+		case *exported > 0:
+			err = b.export(*exported)
 		case *long > 0:
 			err = b.long(*long, *share, *piece)
 		default:
