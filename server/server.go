@@ -30,6 +30,7 @@ import (
 	"github.com/lockstep-backup/lockstep/server/internal/points"
 	"github.com/lockstep-backup/lockstep/server/internal/policies"
 	"github.com/lockstep-backup/lockstep/server/internal/prunes"
+	"github.com/lockstep-backup/lockstep/server/internal/repositories"
 	"github.com/lockstep-backup/lockstep/server/internal/restores"
 	"github.com/lockstep-backup/lockstep/server/internal/secrets"
 	"github.com/lockstep-backup/lockstep/server/internal/volumes"
@@ -48,7 +49,7 @@ type (
 // groups are the routes of the API.
 var groups = []func(*frame.Frame){
 	audits.Register, backups.Register, catalogs.Register, checks.Register, imports.Register, jobs.Register,
-	machines.Register, points.Register, policies.Register, prunes.Register, restores.Register, secrets.Register, volumes.Register,
+	machines.Register, points.Register, policies.Register, prunes.Register, repositories.Register, restores.Register, secrets.Register, volumes.Register,
 }
 
 // Server answers the API. It is an http.Handler.
