@@ -15,6 +15,7 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/badrange"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/extents"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 )
 
@@ -292,7 +293,7 @@ type unitWorker struct {
 	in, out []byte // a unit each, aligned, TagSize more behind
 	old     []byte // a block of the parent's content
 	page    []byte // masked pages
-	reader  *unitReader
+	reader  *extents.Reader
 	plan    []planned
 }
 
@@ -307,20 +308,8 @@ func newUnitWorker(w *diskWriter) *unitWorker {
 		diskWriter: w, g: w.m.Digester(),
 		in: disk.AlignedBuffer(format.LeafSize), out: disk.AlignedBuffer(format.LeafSize + format.PageSize),
 		old: make([]byte, format.BlockSize), page: make([]byte, format.BlockSize),
-		reader: newUnitReader(w.m),
+		reader: newReader(w.m),
 	}
-}
-
-var zeroPage [format.PageSize]byte
-
-func isZero(p []byte) bool {
-	for len(p) >= format.PageSize {
-		if p[0] != 0 || !bytes.Equal(p[:format.PageSize], zeroPage[:]) {
-			return false
-		}
-		p = p[format.PageSize:]
-	}
-	return bytes.Equal(p, zeroPage[:len(p)])
 }
 
 func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) {
@@ -373,7 +362,7 @@ func (u *unitWorker) process(ctx context.Context, index int64) (res unitResult) 
 		case unread[b] != 0:
 			digests[b] = u.g.UnreadBlock(p, unread[b])
 			res.unread = append(res.unread, badrange.Ranges(start+int64(b)*format.BlockSize, unread[b], u.size)...)
-		case !isZero(p):
+		case !extents.IsZero(p):
 			digests[b] = u.g.Block(p)
 		}
 	}
@@ -461,14 +450,14 @@ func (u *unitWorker) compare(ctx context.Context, b int, now, old *format.Block)
 	p := u.in[b*format.BlockSize : (b+1)*format.BlockSize]
 	var nonzero uint16
 	for i := range format.PagesPerBlock {
-		if !isZero(p[i*format.PageSize : (i+1)*format.PageSize]) {
+		if !extents.IsZero(p[i*format.PageSize : (i+1)*format.PageSize]) {
 			nonzero |= 1 << i
 		}
 	}
 	nonzero &^= now.Unread
 	differ := uint16(0xffff)
 	if !old.Zero() {
-		if err := u.reader.block(ctx, old, u.old); err != nil {
+		if err := u.reader.Block(ctx, old, u.old); err != nil {
 			// The stored content is damaged: the block is stored anew and thereby healed for this and later recovery points.
 			u.r.log.Error("stored block of the parent is damaged, it is stored anew", "disk", u.diskID(), "error", err)
 			old = &format.Block{}

@@ -23,13 +23,17 @@ const manifestType = "application/vnd.lockstep.manifest+json"
 func points(records []machinelog.Record, mid string) []Point {
 	var ps []Point
 	for _, rec := range machinelog.Listed(records) {
-		ps = append(ps, Point{
-			ID: rec.Point, Machine: mid, Sequence: rec.N, Parent: rec.Parent,
-			Time: rec.Time, Writer: string(rec.Writer), Birth: rec.Birth(), Origin: rec.Origin, manifestDigest: rec.Manifest,
-		})
+		ps = append(ps, pointOf(&rec, mid))
 	}
 	slices.SortStableFunc(ps, func(a, b Point) int { return cmp.Compare(a.Birth, b.Birth) })
 	return ps
+}
+
+func pointOf(rec *machinelog.Record, mid string) Point {
+	return Point{
+		ID: rec.Point, Machine: mid, Sequence: rec.N, Parent: rec.Parent,
+		Time: rec.Time, Writer: string(rec.Writer), Birth: rec.Birth(), Origin: rec.Origin, manifestDigest: rec.Manifest,
+	}
 }
 
 // Points lists a machine's recovery points in the order of their birth, oldest first.

@@ -13,6 +13,7 @@ import (
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/extents"
 	"github.com/lockstep-backup/lockstep/repository/internal/headercopy"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
@@ -32,6 +33,9 @@ type machine struct {
 	maps     *blockmap.Cache
 	log      *machinelog.Log
 }
+
+// newReader makes a reader of stored extents, for one goroutine.
+func newReader(m *machine) *extents.Reader { return extents.NewReader(m.Keys, m.segments, m.view) }
 
 type machineRecord struct {
 	Machine

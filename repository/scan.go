@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/extents"
 )
 
 // ScanOptions say what to do with a disk's content. All functions are called
@@ -71,7 +72,7 @@ func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err e
 		group.Go(func() error {
 			g := d.m.Digester()
 			defer d.m.Release(g)
-			r := newUnitReader(d.m)
+			r := newReader(d.m)
 			buf := disk.AlignedBuffer(format.LeafSize + format.PageSize)
 			for i := range units {
 				if err := s.unit(ctx, g, r, buf, i); err != nil {
@@ -244,7 +245,7 @@ func (s *scan) turn(ctx context.Context, i int64) error {
 	return ctx.Err()
 }
 
-func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf []byte, index int64) error {
+func (s *scan) unit(ctx context.Context, g *format.Digester, r *extents.Reader, buf []byte, index int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -308,7 +309,7 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf 
 		}
 	}
 	broken := [format.LeafBlocks]bool{}
-	err = r.unit(ctx, l, 0, format.LeafBlocks, buf, func(err error, block int) error {
+	err = r.Unit(ctx, l, 0, format.LeafBlocks, buf, func(err error, block int) error {
 		if broken[block] {
 			return nil
 		}
@@ -324,7 +325,7 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *unitReader, buf 
 		switch {
 		case l[b].Unread != 0:
 			digests[b] = g.UnreadBlock(p, l[b].Unread)
-		case !isZero(p):
+		case !extents.IsZero(p):
 			digests[b] = g.Block(p)
 		}
 		if digests[b] != l[b].Digest && !broken[b] {

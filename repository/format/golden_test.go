@@ -43,7 +43,7 @@ func TestGolden(t *testing.T) {
 		"map-trailer-2":          MapTrailer(1<<20+1, 77, []uint32{1, 0xffffffff}),
 		"toc-replica":            sampleReplicaTOC().Encode(),
 		"pages":                  samplePages(false).Encode(false), "pages-replica": samplePages(true).Encode(true),
-		"ledger": sampleLedger().Encode(),
+		"ledger":       sampleLedger().Encode(),
 		"digest-block": hash(g.Block(block)), "digest-unread": hash(g.UnreadBlock(block, 0x1234)), "digest-join": hash(join),
 		"digest-root": hash(g.Root(1<<40+5, join)), "digest-keyed": hash(g.Keyed([]byte("a"), []byte("bc"))),
 	} {

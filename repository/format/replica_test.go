@@ -21,8 +21,10 @@ const sampleReplicaEnd = 100 * PageSize
 
 func samplePages(replica bool) PageTable {
 	t := PageTable{Disks: []string{"vda", "vdb"}, Pages: []PageEntry{
-		{Disk: 0, Level: 0, Index: 7, Offset: 64, Length: 100}, {Disk: 0, Level: 0, Index: 5, Offset: 164, Length: 300},
-		{Disk: 0, Level: 1, Index: 0, Offset: 464, Length: 65536}, {Disk: 1, Level: 0, Index: 1 << 40, Offset: 66000, Length: 17},
+		{Disk: 0, Level: 0, Index: 7, Offset: 64, Length: 100},
+		{Disk: 0, Level: 0, Index: 5, Offset: 164, Length: 300},
+		{Disk: 0, Level: 1, Index: 0, Offset: 464, Length: 65536},
+		{Disk: 1, Level: 0, Index: 1 << 40, Offset: 66000, Length: 17},
 	}}
 	if replica {
 		t.Pages[3].Offset = 1 << 31

@@ -149,18 +149,35 @@ func (c *Cache) page(ctx context.Context, ref format.Ref, kind byte) ([]byte, er
 	if ref.Length <= format.TagSize || ref.Length > format.MaxMapPage {
 		return nil, &damage.Error{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: format.ErrCorrupt}
 	}
-	p := make([]byte, ref.Length)
-	if err := c.read(ctx, ref, p); err != nil {
-		return nil, err
-	}
+	key := format.MapKey(c.m.ID, ref.Object)
 	var nonce [12]byte
 	binary.LittleEndian.PutUint64(nonce[4:], uint64(ref.Offset))
-	c.pagesRead.Add(1)
-	out, err := a.Open(p[:0], nonce[:], p, []byte{kind})
-	if err != nil {
-		return nil, &damage.Error{Object: format.MapKey(c.m.ID, ref.Object), Machine: c.m.ID, Err: segment.ErrTag}
+	for again := false; ; again = true {
+		p := make([]byte, ref.Length)
+		if err := c.read(ctx, ref, p); err != nil {
+			return nil, err
+		}
+		c.pagesRead.Add(1)
+		if out, err := a.Open(p[:0], nonce[:], p, []byte{kind}); err == nil {
+			return out, nil
+		}
+		view, ok := c.st.(interface{ Forget(key string) bool })
+		if again || !ok || !view.Forget(key) {
+			return nil, &damage.Error{Object: key, Machine: c.m.ID, Err: segment.ErrTag}
+		}
+		c.drop(ref.Object) // another replica may have come that has it
 	}
-	return out, nil
+}
+
+// drop forgets the windows of an object.
+func (c *Cache) drop(name format.Name) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k := range c.windows {
+		if k.object == name {
+			delete(c.windows, k)
+		}
+	}
 }
 
 func (c *Cache) cached(ref format.Ref) any {

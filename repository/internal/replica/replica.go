@@ -69,7 +69,7 @@ func (v *View) ReadRange(ctx context.Context, key string, off int64, p []byte) (
 		}
 		n, err := v.read(ctx, parts, off, p)
 		if errors.Is(err, store.ErrNotExist) && try < maxTries {
-			v.forget(key) // it was replaced by another one
+			v.Forget(key) // it was replaced by another one
 			continue
 		}
 		return n, err
@@ -137,13 +137,19 @@ func (v *View) find(ctx context.Context, key string, missing error) ([]part, err
 	return parts, nil
 }
 
-func (v *View) forget(key string) {
+// Forget drops what is known of an object's replicas, and says whether
+// something was: new ones may have come since.
+func (v *View) Forget(key string) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.by[key] == nil {
+		return false
+	}
 	for _, p := range v.by[key] {
 		v.runs -= len(p.runs)
 	}
 	delete(v.by, key)
+	return true
 }
 
 type span struct{ from, to int64 }

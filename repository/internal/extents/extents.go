@@ -1,0 +1,247 @@
+// Package extents reads what blocks are made of: extents of segments, in the
+// order in which they are stored, each checked by its tag.
+package extents
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/bits"
+	"sort"
+
+	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
+	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
+	"github.com/lockstep-backup/lockstep/repository/internal/replica"
+	"github.com/lockstep-backup/lockstep/repository/internal/segment"
+)
+
+// Reader reads stored extents. It has buffers and is for one goroutine.
+type Reader struct {
+	m    *machinekey.Keys
+	segs *segment.Cache
+	view *replica.View
+	x    segment.Scratch
+	buf  []byte // aligned, readRun bytes and a page more
+	plan []wanted
+}
+
+// wanted is an extent to be read for a block of the unit.
+type wanted struct {
+	format.Extent
+	block int
+}
+
+// readRun is how much is read at once where extents are scattered; gaps of up
+// to readGap bytes are read over.
+const (
+	readRun = format.LeafSize
+	readGap = 64 << 10
+)
+
+// NewReader reads a machine's segments through view.
+func NewReader(m *machinekey.Keys, segs *segment.Cache, view *replica.View) *Reader {
+	return &Reader{m: m, segs: segs, view: view}
+}
+
+// Block reads one block's content into dst (BlockSize bytes) and compares it
+// with the block's digest. Unread pages come as zeroes.
+func (r *Reader) Block(ctx context.Context, b *format.Block, dst []byte) error {
+	r.plan = r.plan[:0]
+	for _, e := range b.Extents {
+		r.plan = append(r.plan, wanted{e, 0})
+	}
+	clear(dst)
+	if err := r.read(ctx, dst, func(err error, _ int) error { return err }); err != nil {
+		return err
+	}
+	return r.check(b, dst)
+}
+
+// check compares a block's content with its digest.
+func (r *Reader) check(b *format.Block, p []byte) error {
+	g := r.m.Digester()
+	defer r.m.Release(g)
+	var d format.Digest
+	switch {
+	case b.Unread != 0:
+		d = g.UnreadBlock(p, b.Unread)
+	case !IsZero(p):
+		d = g.Block(p)
+	}
+	if d != b.Digest {
+		return fmt.Errorf("content does not have its digest: %w", damage.ErrDamaged)
+	}
+	return nil
+}
+
+// Unit reads the blocks [first, last) of a leaf into dst, which begins at
+// block first and has (last-first)*BlockSize bytes and TagSize more behind.
+// A block whose extents are damaged is reported to bad, which may return nil
+// to go on; the block's content is zeroes then.
+func (r *Reader) Unit(ctx context.Context, l *format.Leaf, first, last int, dst []byte, bad func(err error, block int) error) error {
+	n := (last - first) * format.BlockSize
+	r.plan = r.plan[:0]
+	straight := len(l[first].Extents) == 1 // one run of whole blocks in order: read in place
+	for i := first; i < last; i++ {
+		es := l[i].Extents
+		for _, e := range es {
+			r.plan = append(r.plan, wanted{e, i - first})
+		}
+		straight = straight && len(es) == 1 && es[0].Live == 0xffff && es[0].Segment == r.plan[0].Segment &&
+			es[0].Position == r.plan[0].Position+uint32((i-first)*format.PagesPerBlock)
+	}
+	var broken uint32
+	report := func(err error, block int) error {
+		broken |= 1 << block
+		return bad(err, block+first)
+	}
+	if straight {
+		return r.straight(ctx, dst, report)
+	}
+	clear(dst[:n])
+	err := r.read(ctx, dst, report)
+	for i := 0; broken != 0 && i < last-first; i++ {
+		if broken&(1<<i) != 0 {
+			clear(dst[i*format.BlockSize : (i+1)*format.BlockSize])
+		}
+	}
+	return err
+}
+
+// straight reads whole blocks that lie behind each other right into dst.
+func (r *Reader) straight(ctx context.Context, dst []byte, bad func(error, int) error) error {
+	n := len(r.plan) * format.BlockSize
+	seg, err := r.segs.Get(ctx, r.plan[0].Segment)
+	if err == nil {
+		err = damage.ReadFull(ctx, r.view, seg.Key, int64(r.plan[0].Position)*format.PageSize, dst[:n])
+	}
+	g := r.m.Digester()
+	defer r.m.Release(g)
+	again := false
+	for i := 0; i < len(r.plan); i++ {
+		w := &r.plan[i]
+		p := dst[i*format.BlockSize:]
+		e := err
+		if e == nil {
+			if e = seg.Open(g, &r.x, p, format.BlockSize, w.Position, w.Stored, w.Tag); e != nil {
+				e = &damage.Error{Object: seg.Key, Machine: r.m.ID, Err: e}
+				if !again && r.view.Forget(seg.Key) {
+					again = true
+					err = damage.ReadFull(ctx, r.view, seg.Key, int64(r.plan[0].Position)*format.PageSize, dst[:n])
+					i = -1
+					continue
+				}
+			}
+		}
+		if e != nil {
+			clear(p[:format.BlockSize])
+			if e = bad(e, w.block); e != nil {
+				return e
+			}
+		}
+	}
+	return nil
+}
+
+// read reads the planned extents in the order in which they are stored,
+// neighbours at once, and puts their live pages where they belong.
+func (r *Reader) read(ctx context.Context, dst []byte, bad func(error, int) error) error {
+	sort.Slice(r.plan, func(i, j int) bool {
+		a, b := &r.plan[i], &r.plan[j]
+		if a.Segment != b.Segment {
+			return string(a.Segment[:]) < string(b.Segment[:])
+		}
+		return a.Position < b.Position
+	})
+	if r.buf == nil {
+		r.buf = disk.AlignedBuffer(readRun + format.PageSize)
+	}
+	for i := 0; i < len(r.plan); {
+		start := int64(r.plan[i].Position) * format.PageSize
+		end := start
+		j := i
+		for ; j < len(r.plan) && r.plan[j].Segment == r.plan[i].Segment; j++ {
+			at := int64(r.plan[j].Position) * format.PageSize
+			stop := at + int64(format.Pages(r.plan[j].Stored))*format.PageSize
+			if at > end+readGap || stop-start > readRun {
+				break
+			}
+			end = max(end, stop)
+		}
+		if err := r.run(ctx, dst, r.plan[i:j], start, end, bad); err != nil {
+			return err
+		}
+		i = j
+	}
+	return nil
+}
+
+// run reads [start, end) of one segment and places the extents in it.
+func (r *Reader) run(ctx context.Context, dst []byte, ws []wanted, start, end int64, bad func(error, int) error) error {
+	seg, err := r.segs.Get(ctx, ws[0].Segment)
+	if err == nil {
+		err = damage.ReadFull(ctx, r.view, seg.Key, start, r.buf[:end-start])
+		if err != nil && ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	g := r.m.Digester()
+	defer r.m.Release(g)
+	again := false
+	for i := 0; i < len(ws); i++ {
+		w := &ws[i]
+		size := format.Pages(w.Stored) * format.PageSize
+		e := err
+		var p []byte
+		if e == nil {
+			p = r.buf[int64(w.Position)*format.PageSize-start:]
+			if e = seg.Open(g, &r.x, p, size, w.Position, w.Stored, w.Tag); e != nil {
+				e = &damage.Error{Object: seg.Key, Machine: r.m.ID, Err: e}
+				if !again && r.view.Forget(seg.Key) { // another replica may have come that has it
+					again = true
+					err = damage.ReadFull(ctx, r.view, seg.Key, start, r.buf[:end-start])
+					i = -1
+					continue
+				}
+			}
+		}
+		if e != nil {
+			if be := bad(e, w.block); be != nil {
+				return be
+			}
+			continue
+		}
+		scatter(dst[w.block*format.BlockSize:(w.block+1)*format.BlockSize], p[:size], w.Stored, w.Live)
+	}
+	return nil
+}
+
+// scatter puts the live ones of the stored pages in p where they belong in a block.
+func scatter(block, p []byte, stored, live uint16) {
+	if live == 0xffff {
+		copy(block, p)
+		return
+	}
+	for m := stored; m != 0; m &= m - 1 {
+		i := bits.TrailingZeros16(m)
+		if live&(1<<i) != 0 {
+			copy(block[i*format.PageSize:(i+1)*format.PageSize], p)
+		}
+		p = p[format.PageSize:]
+	}
+}
+
+var zeroPage [format.PageSize]byte
+
+// IsZero says whether p is zeroes.
+func IsZero(p []byte) bool {
+	for len(p) >= format.PageSize {
+		if p[0] != 0 || !bytes.Equal(p[:format.PageSize], zeroPage[:]) {
+			return false
+		}
+		p = p[format.PageSize:]
+	}
+	return bytes.Equal(p, zeroPage[:len(p)])
+}
