@@ -27,6 +27,7 @@ func (r *Repository) Objects(ctx context.Context, fn func(store.Info) error) err
 // CheckStored checks an object without any key: shape and CRC-32C of every
 // stored byte. It reads the whole object.
 func CheckStored(ctx context.Context, st store.Store, key string) error {
+	ctx = store.Uncached(ctx)
 	if strings.HasPrefix(key, "seg/") || strings.HasPrefix(key, "map/") {
 		return segment.CheckChunks(ctx, st, key)
 	}
@@ -44,6 +45,7 @@ func CheckStored(ctx context.Context, st store.Store, key string) error {
 // authentic where it lies. Of segments it reads the header and the table of
 // contents only; their content is read through the maps (DiskReader.Scan).
 func (r *Repository) CheckObject(ctx context.Context, key string) error {
+	ctx = store.Uncached(ctx)
 	if original, ok := strings.CutPrefix(key, twin.Prefix); ok {
 		return r.checkTwin(ctx, original)
 	}
