@@ -56,9 +56,9 @@ func (s routes) startCopy(ctx context.Context, req *frame.In[api.CopyRequest]) (
 	if err == nil {
 		todo, err = s.due(ctx, c, machines, from, r.To)
 	}
-	if err == nil && len(todo) == 0 {
+	if err == nil && len(todo) == 0 && r.To == "" {
 		p := frame.Refused("copy: no policy says where copies go")
-		p.Hint = "--to NAME says where; 'lockstep policy set --copies-to' has it done by 'lockstep repository copy' alone"
+		p.Hint = "--to NAME says where; 'lockstep policy set --copy-to' has it done by 'lockstep repository copy' alone"
 		err = p
 	}
 	if err != nil {
