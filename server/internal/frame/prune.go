@@ -44,6 +44,10 @@ func (s *Frame) Pruning(ctx context.Context, c *catalog.Catalog, repo *repositor
 		Release: func(ctx context.Context, points ...catalog.Point) (int, error) {
 			return prove.ReleaseHolds(ctx, deps, points...)
 		},
+		Reclaim: func(ctx context.Context, machine string) (prune.Freed, error) {
+			r, err := repo.Reclaim(ctx, machine, repository.ReclaimOptions{})
+			return prune.Freed{Objects: r.Deleted.Objects, Bytes: r.Freed}, err
+		},
 		Begin: func(ctx context.Context, p catalog.Point, reason string) error {
 			return s.Begin(ctx, event(p, reason))
 		},
