@@ -73,6 +73,19 @@ func fakeEnv(f *fake) Env {
 			_, err := io.WriteString(o.Story, "once upon a time\n")
 			return err
 		},
+		CheckStore: func(_ context.Context, o StoreCheckOptions) (StoreCheckResult, error) {
+			r := StoreCheckResult{Store: "file://" + o.URL, Passed: !strings.Contains(o.URL, "bad"), Checks: []StoreCheck{
+				{Name: "put never overwrites", Outcome: "passed", Details: []string{}, Seconds: 0.5},
+				{Name: "object lock", Outcome: "not applicable", Details: []string{"this kind of store does not lock objects"}},
+			}}
+			if !r.Passed {
+				r.Checks[0].Outcome, r.Checks[0].Details = "failed", []string{"put again: <nil>, want ErrExist"}
+			}
+			for _, c := range r.Checks {
+				o.Report(c)
+			}
+			return r, nil
+		},
 	})
 }
 

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
+	"github.com/lockstep-backup/lockstep/store/remote"
+	"github.com/lockstep-backup/lockstep/store/storecheck"
+)
+
+// checkStore tries a store without a data directory.
+func checkStore(ctx context.Context, o cli.StoreCheckOptions) (r cli.StoreCheckResult, err error) {
+	st, err := stores.Open(ctx, o.URL, stores.Options{})
+	if errors.Is(err, remote.ErrLocation) || errors.Is(err, stores.ErrScheme) {
+		wrong := &api.Error{Status: http.StatusUnprocessableEntity, Title: "wrong usage", Exit: api.ExitUsage, Detail: "repository check-store: " + err.Error()}
+		var hinted interface{ Hint() string }
+		if errors.As(err, &hinted) {
+			wrong.Hint = hinted.Hint()
+		}
+		return r, wrong
+	}
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	r = cli.StoreCheckResult{Store: st.Location(), Checks: []cli.StoreCheck{}}
+	r.Passed, err = storecheck.Run(ctx, st, storecheck.Options{}, func(c storecheck.Result) {
+		said := cli.StoreCheck{Name: c.Name, Outcome: string(c.Outcome), Details: append([]string{}, c.Details...), Seconds: c.Took.Seconds()}
+		r.Checks = append(r.Checks, said)
+		o.Report(said)
+	})
+	if errors.Is(err, storecheck.ErrRetained) {
+		err = cli.WithHint(err, "check a bucket with the same settings but no default retention, and let Lockstep lock what it needs")
+	}
+	if c, ok := stores.As[interface{ Counts() remote.Counts }](st); ok {
+		r.Requests = c.Counts().Requests()
+	}
+	return r, err
+}
