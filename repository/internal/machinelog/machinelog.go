@@ -107,6 +107,11 @@ func New(st store.Store, keys *machinekey.Keys, trust func() trust.Log, log *slo
 // maxGap bounds what a key of a large number can make a reader do.
 const maxGap = 1 << 16
 
+// rereads is how often a damaged entry is read again: a bit that flipped on the
+// way must not get into the chain, where the digest of what was read would
+// make every later entry look like one that follows another.
+const rereads = 2
+
 // Read reads on from what is known. What it returns is a snapshot: append-only.
 func (l *Log) Read(ctx context.Context) ([]Record, error) {
 	l.mu.Lock()
@@ -141,7 +146,20 @@ func (l *Log) Read(ctx context.Context) ([]Record, error) {
 			}
 		}
 		rec := Record{Digest: trust.Digest(raw)}
-		if rec.Err = l.parse(&rec, raw, key, n); rec.Err != nil {
+		rec.Err = l.parse(&rec, raw, key, n)
+		for again := 0; rec.Err != nil && again < rereads; again++ {
+			raw, err := store.GetAll(ctx, l.st, key, 1<<20)
+			if err != nil {
+				if ctx.Err() != nil {
+					return nil, fmt.Errorf("read machine log: %w", err)
+				}
+				continue
+			}
+			second := Record{Digest: trust.Digest(raw)}
+			second.Err = l.parse(&second, raw, key, n)
+			rec = second
+		}
+		if rec.Err != nil {
 			rec.Entry = Entry{N: n}
 			rec.Err = &damage.Error{Object: key, Machine: l.keys.ID, Err: rec.Err}
 			l.log.Error("machine log entry is damaged", "object", key, "error", rec.Err)
