@@ -84,6 +84,7 @@ func TestMethodsCallThePathsOfTheContract(t *testing.T) {
 		{func() error { _, err := c.ExportHeader(ctx, "p", "d", "v/w", io.Discard); return err }, "GET /v1/points/p/disks/d/volumes/v%2Fw/header", ""},
 		{func() error { _, err := c.Status(ctx, "a"); return err }, "GET /v1/status?machine=a", ""},
 		{func() error { _, err := c.Verify(ctx, VerifyRequest{}); return err }, "POST /v1/verifications", `{}`},
+		{func() error { _, err := c.Scrub(ctx, ScrubRequest{Bytes: 5, OlderThanSeconds: 60}); return err }, "POST /v1/scrubs", `{"bytes":5,"older_than_seconds":60}`},
 		{func() error { _, err := c.RebuildCatalog(ctx, ""); return err }, "POST /v1/catalog/rebuild", ""},
 		{func() error { _, err := c.AuditEntries(ctx, 7); return err }, "GET /v1/audit?from=7", ""},
 		{func() error { _, err := c.VerifyAudit(ctx); return err }, "POST /v1/audit/verify", ""},
