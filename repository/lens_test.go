@@ -406,3 +406,13 @@ func TestSampleIsWhole(t *testing.T) {
 }
 
 func sha256Of(p []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(p)) }
+
+// sealed makes an object that is one frame.
+func sealed(tb testing.TB, kind uint16, k *[32]byte, key string, body []byte) []byte {
+	tb.Helper()
+	raw, err := envelope.SealFrame(kind, k, []byte(key), body)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return raw
+}
