@@ -85,6 +85,7 @@ type VerifyRequest struct {
 	Structure bool     `json:"structure,omitempty" doc:"objects, signatures and maps, no content of disks"`
 	Sample    float64  `json:"sample,omitempty" minimum:"0" maximum:"1" doc:"the structure, and this share of the content, drawn at random"`
 	Seed      string   `json:"seed,omitempty" doc:"of an earlier sample, to draw the same"`
+	Rates
 }
 
 // VerifyResult says what was found.

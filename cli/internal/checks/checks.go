@@ -77,6 +77,7 @@ rotted, not what somebody made, and not what is gone.`,
 	})
 	cmd.GroupID = shell.GroupWatch
 	f := cmd.Flags()
+	shell.Rates(cmd, &r.Rates)
 	f.BoolVar(&r.Structure, "structure", false, "read no content of disks")
 	f.StringVar(&sample, "sample", "", "read this `SHARE` of the content, such as 5%")
 	f.StringVar(&r.Seed, "seed", "", "`SEED` of an earlier sample, to read the same again")

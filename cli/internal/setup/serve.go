@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -30,6 +31,9 @@ told to allow. It ends on interrupt or termination, and that is exit status 0.`,
 			}
 			for _, list := range [][]string{o.AllowSources, o.AllowTargets} {
 				for i, dir := range list {
+					if strings.Contains(dir, "://") {
+						continue // an NBD server, by its address
+					}
 					abs, err := filepath.Abs(dir)
 					if err != nil {
 						return fmt.Errorf("serve: %w", err)
@@ -57,7 +61,7 @@ told to allow. It ends on interrupt or termination, and that is exit status 0.`,
 	})
 	cmd.GroupID = shell.GroupStart
 	f := cmd.Flags()
-	f.StringArrayVar(&o.AllowSources, "allow-source", nil, "`DIR` from which disks may be read; once for each")
+	f.StringArrayVar(&o.AllowSources, "allow-source", nil, "`DIR` from which disks may be read, or nbd://HOST:PORT; once for each")
 	f.StringArrayVar(&o.AllowTargets, "allow-target", nil, "`DIR` into which disks may be restored; once for each")
 	return cmd
 }

@@ -271,7 +271,7 @@ func classify(ctx context.Context, err error) (status int, hint string) {
 		return api.ExitFailed, "try another copy of the kit; with only its AGE-SECRET-KEY line in a file of its own, --unpinned goes on without pins"
 	case errors.Is(err, envelope.ErrIdentity):
 		return api.ExitFailed, "--identity takes the recovery kit or a file with an AGE-SECRET-KEY line; a kit without one needs your own identity file, too"
-	case errors.Is(err, target.ErrNotEmpty), errors.Is(err, target.ErrTooSmall), errors.Is(err, target.ErrNotNamed),
+	case errors.Is(err, target.ErrNotEmpty), errors.Is(err, target.ErrTooSmall), errors.Is(err, target.ErrLarger), errors.Is(err, target.ErrNotNamed),
 		errors.Is(err, target.ErrInUse), errors.Is(err, fs.ErrExist):
 		return api.ExitTarget, "name another target, or --force where the command has it"
 	case errors.Is(err, rescue.ErrNoPoint), errors.Is(err, rescue.ErrNoVolume), errors.Is(err, restore.ErrNoDisk):

@@ -42,14 +42,17 @@ type restoredDoc struct {
 
 func (a *app) restoreCommand() *cobra.Command {
 	var disks []string
-	var force, keepGoing bool
+	var o target.Options
+	var keepGoing bool
 	var list string
 	cmd := a.command(verb{
 		use:   "restore POINT --disk ID=TARGET [--disk …] [--force]",
 		short: "Write disks back, still encrypted",
 		long: `TARGET is a new or empty image file, or a block device. Every byte is verified
 before it is written, and the whole disk afterwards. A target that holds
-something is refused without --force.
+something is refused without --force, and a device that is larger than the disk
+without --larger; what lies behind the disk stays as it is, and the backup of a
+GPT belongs at the device's end ('sgdisk --move-second-header').
 
 Damaged data ends it. With --keep-going there are zeroes in its place, all the
 rest is written, and the exit status is 6; --damage-list makes a JSON file of
@@ -71,14 +74,15 @@ what is missing.`,
 				}
 			}
 			return a.withPoint(ctx, args[0], func(r *rescue.Rescue, p *rescue.Point) error {
-				return a.restore(ctx, r, p, targets, force, keepGoing, list)
+				return a.restore(ctx, r, p, targets, o, keepGoing, list)
 			})
 		},
 	})
 	cmd.Flags().StringArrayVar(&disks, "disk", nil, "a disk and where it goes, `ID=TARGET`; once for each disk")
 	cmd.Flags().BoolVar(&keepGoing, "keep-going", false, "write zeroes where stored data is damaged, and go on")
 	cmd.Flags().StringVar(&list, "damage-list", "", "`FILE` to make, for what --keep-going could not write")
-	cmd.Flags().BoolVar(&force, "force", false, "write over what the target holds")
+	cmd.Flags().BoolVar(&o.Force, "force", false, "write over what the target holds")
+	cmd.Flags().BoolVar(&o.Larger, "larger", false, "take a device that is larger, and leave what lies behind as it is")
 	return cmd
 }
 
@@ -97,14 +101,14 @@ func parseTargets(disks []string) ([]restore.Target, error) {
 	return out, nil
 }
 
-func (a *app) restore(ctx context.Context, r *rescue.Rescue, p *rescue.Point, targets []restore.Target, force, keepGoing bool, list string) error {
+func (a *app) restore(ctx context.Context, r *rescue.Rescue, p *rescue.Point, targets []restore.Target, o target.Options, keepGoing bool, list string) error {
 	bar := a.progress()
 	done, err := restore.Run(ctx, restore.Request{
 		Repository: r.Repository(), Manifest: p.Manifest, Targets: targets,
 		Open: func(ctx context.Context, spec string, size int64, o target.Options) (target.Disk, error) {
 			return image.Opener{}.Open(ctx, spec, size, o)
 		},
-		Options: target.Options{Force: force}, KeepGoing: keepGoing, Progress: bar.show,
+		Options: o, KeepGoing: keepGoing, Progress: bar.show,
 	})
 	bar.end()
 	if err != nil {

@@ -41,7 +41,7 @@ func (s routes) startBackup(ctx context.Context, req *frame.In[api.BackupRequest
 		return nil, s.Refuse(ctx, e, err)
 	}
 	return s.Start(ctx, "backup", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-		return s.backUp(s.Limited(ctx, r.Rates), c, m, r, p)
+		return s.backUp(s.Limited(ctx, r.Rates, s.PolicyLimits(ctx, c, m.ID)), c, m, r, p)
 	}, frame.MachineKey(m))
 }
 

@@ -52,7 +52,7 @@ func (s routes) startVerification(ctx context.Context, req *frame.In[api.VerifyR
 		e.Object = frame.Clip(fmt.Sprint(ids))
 	}
 	return s.Start(ctx, "verify", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-		return s.verify(ctx, points, depth, p)
+		return s.verify(s.Limited(ctx, req.Body.Rates), points, depth, p)
 	})
 }
 

@@ -54,7 +54,7 @@ func (s routes) startImport(ctx context.Context, req *frame.In[api.ImportRequest
 	return s.Start(ctx, "import", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
 		w := work{routes: s, c: c, m: m, made: made, r: r, p: p}
 		w.res = &api.ImportResult{Machine: m.Name, DryRun: r.DryRun, Items: []api.ImportedItem{}, PassedOver: other}
-		exit, err := w.run(s.Limited(ctx, r.Rates), items)
+		exit, err := w.run(s.Limited(ctx, r.Rates, s.PolicyLimits(ctx, c, m.ID)), items)
 		return frame.Result{JobResult: api.JobResult{Import: w.res}, Exit: exit}, err
 	}, frame.MachineKey(m))
 }
