@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 
@@ -42,6 +43,11 @@ type ScanOptions struct {
 	Only disk.Range
 	// Ordered has Data and Zero called one at a time, by ascending offset.
 	Ordered bool
+	// Elsewhere gives readers of the same disk of the same recovery point in other
+	// repositories, when something cannot be read here: it is taken from the first
+	// that has it, verified in the same way. Borrowed is told of it, and why.
+	Elsewhere func() []*DiskReader
+	Borrowed  func(why error, off, length int64)
 	// Since is the same disk of another recovery point that was scanned already:
 	// what both share is left out, and so is the comparison of the content root,
 	// whose chain of hashes the map's pages carry.
@@ -262,7 +268,7 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *extents.Reader, 
 		s.mu.Unlock()
 		return s.o.Damaged(de)
 	}
-	l, _, err := s.tree.Leaf(ctx, index)
+	l, err := s.leaf(ctx, index)
 	if err != nil {
 		if err := bad(err, off, length); err != nil {
 			return err
@@ -309,31 +315,44 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *extents.Reader, 
 		}
 	}
 	broken := [format.LeafBlocks]bool{}
-	err = r.Unit(ctx, l, 0, format.LeafBlocks, buf, func(err error, block int) error {
+	report := func(err error, block int) error {
 		if broken[block] {
 			return nil
 		}
 		broken[block] = true
 		return bad(err, off+int64(block)*format.BlockSize, format.BlockSize)
+	}
+	var why [format.LeafBlocks]error // of blocks that may be had elsewhere
+	err = r.Unit(ctx, l, 0, format.LeafBlocks, buf, func(err error, block int) error {
+		if s.o.Elsewhere == nil || ctx.Err() != nil {
+			return report(err, block)
+		}
+		why[block] = err
+		return nil
 	})
+	for b, cause := range why {
+		if err == nil && cause != nil && !s.borrow(cause, buf[b*format.BlockSize:(b+1)*format.BlockSize], off+int64(b)*format.BlockSize) {
+			err = report(cause, b)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	var digests [format.LeafBlocks]format.Digest
 	for b := range l {
 		p := buf[b*format.BlockSize : (b+1)*format.BlockSize]
-		switch {
-		case l[b].Unread != 0:
-			digests[b] = g.UnreadBlock(p, l[b].Unread)
-		case !extents.IsZero(p):
-			digests[b] = g.Block(p)
+		if digests[b] = blockDigest(g, &l[b], p); digests[b] == l[b].Digest || broken[b] {
+			continue
 		}
-		if digests[b] != l[b].Digest && !broken[b] {
-			clear(p)
-			err := &DamageError{Object: "segment", Err: fmt.Errorf("content does not have its digest: %w", format.ErrCorrupt)}
-			if err := bad(err, off+int64(b)*format.BlockSize, format.BlockSize); err != nil {
-				return err
+		err := &DamageError{Object: "segment", Err: fmt.Errorf("content does not have its digest: %w", format.ErrCorrupt)}
+		if why[b] == nil && s.borrow(err, p, off+int64(b)*format.BlockSize) {
+			if digests[b] = blockDigest(g, &l[b], p); digests[b] == l[b].Digest {
+				continue
 			}
+		}
+		clear(p)
+		if err := bad(err, off+int64(b)*format.BlockSize, format.BlockSize); err != nil {
+			return err
 		}
 	}
 	if err := s.turn(ctx, index); err != nil {
@@ -344,6 +363,16 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *extents.Reader, 
 	}
 	s.finish(index, 1, g.Join32(&digests), length)
 	return nil
+}
+
+func blockDigest(g *format.Digester, b *format.Block, p []byte) format.Digest {
+	switch {
+	case b.Unread != 0:
+		return g.UnreadBlock(p, b.Unread)
+	case !extents.IsZero(p):
+		return g.Block(p)
+	}
+	return format.Digest{}
 }
 
 // segmentsOf are the segments that hold a unit.
@@ -380,6 +409,44 @@ func (s *scan) passed(ctx context.Context, l *format.Leaf, names []format.Name, 
 		}
 	}
 	return nil
+}
+
+// leaf reads a leaf of the map: here, or elsewhere, where it is the same.
+func (s *scan) leaf(ctx context.Context, index int64) (*format.Leaf, error) {
+	l, _, err := s.tree.Leaf(ctx, index)
+	if err == nil || ctx.Err() != nil || s.o.Elsewhere == nil {
+		return l, err
+	}
+	for _, d := range s.o.Elsewhere() {
+		other, _, oerr := d.tree.Leaf(ctx, index)
+		if oerr == nil {
+			s.noteBorrowed(err, index*format.LeafSize, format.LeafSize)
+			return other, nil
+		}
+	}
+	return l, err
+}
+
+// borrow reads a block elsewhere.
+func (s *scan) borrow(why error, p []byte, off int64) bool {
+	if s.o.Elsewhere == nil {
+		return false
+	}
+	n := min(int64(len(p)), s.disk.Size-off)
+	for _, d := range s.o.Elsewhere() {
+		if got, err := d.ReadAt(p[:n], off); int64(got) == n && (err == nil || errors.Is(err, io.EOF)) {
+			clear(p[n:])
+			s.noteBorrowed(why, off, n)
+			return true
+		}
+	}
+	return false
+}
+
+func (s *scan) noteBorrowed(why error, off, length int64) {
+	if s.o.Borrowed != nil {
+		s.o.Borrowed(s.locate(why, off, length), off, length)
+	}
 }
 
 // emit hands on a unit: zero blocks as zeroes, what lies between as data.

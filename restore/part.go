@@ -76,6 +76,8 @@ type StreamRequest struct {
 	// KeepGoing writes zeroes where stored data is damaged; Disk.Damaged says where.
 	KeepGoing bool
 	Progress  func(phase string, done, total int64)
+	// Elsewhere is Request's.
+	Elsewhere func() []*repository.Repository
 }
 
 var zeroes [64 << 10]byte
@@ -147,6 +149,8 @@ func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
 	if req.KeepGoing {
 		o.Damaged = lost.add
 	}
+	var from borrowed
+	from.lend(ctx, &o, req.Elsewhere, req.Manifest, d)
 	if _, err := r.Scan(ctx, o); err != nil {
 		return fail(err)
 	}

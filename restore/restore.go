@@ -36,6 +36,9 @@ type Request struct {
 	// KeepGoing writes zeroes where stored data is damaged; Disk.Damaged says where.
 	KeepGoing bool
 	Progress  func(phase string, done, total int64)
+	// Elsewhere gives other repositories that have the recovery point, when
+	// something cannot be read in the first; nil: there are none.
+	Elsewhere func() []*repository.Repository
 }
 
 // Disk is one disk that was written.
@@ -49,6 +52,8 @@ type Disk struct {
 	ContentRoot string       // of the whole disk
 	Unread      []disk.Range // never were in the recovery point
 	Damaged     []Damaged    // zeroes in the target, by offset; only with KeepGoing
+	Borrowed    int64        // bytes that could not be read in the first repository, and were taken from another
+	BorrowedFor error        // why, of the first of them
 	Seconds     float64
 }
 
@@ -119,6 +124,8 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		if j.part.Length != j.disk.Size {
 			only(&o, j.part)
 		}
+		var from borrowed
+		from.lend(ctx, &o, req.Elsewhere, req.Manifest, j.disk)
 		lost := losses{part: j.part}
 		if req.KeepGoing {
 			o.Damaged = lost.add
@@ -135,7 +142,7 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		before += j.part.Length
 		done = append(done, Disk{
 			ID: j.disk.ID, Part: req.Targets[i].Part, Target: j.spec, Size: j.part.Length, Written: written.Load(), Beyond: beyond,
-			ContentRoot: j.disk.ContentRoot, Unread: unread(j.disk, j.part), Damaged: lost.damaged(), Seconds: time.Since(start).Seconds(),
+			ContentRoot: j.disk.ContentRoot, Unread: unread(j.disk, j.part), Damaged: lost.damaged(), Borrowed: from.bytes, BorrowedFor: from.why, Seconds: time.Since(start).Seconds(),
 		})
 	}
 	return done, nil

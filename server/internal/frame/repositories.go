@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/catalog"
@@ -70,34 +71,43 @@ type Found struct {
 	Manifest *repository.Manifest
 }
 
-// Nearest finds the repositories that have a recovery point, the nearest first.
-// note is told which one cannot be used, and why. The error is the first of
-// them, where none has it.
-func (s *Frame) Nearest(ctx context.Context, p catalog.Point, note func(format string, args ...any)) ([]Found, error) {
-	var found []Found
+// Nearest finds a recovery point in the nearest repository that has it. rest
+// gives the others that do, when they are needed. note is told which one cannot
+// be used, and why. The error is the first of them, where none has it.
+func (s *Frame) Nearest(ctx context.Context, p catalog.Point, note func(format string, args ...any)) (near Found, rest func() []*repository.Repository, err error) {
+	places := s.Repositories.List()
 	var first error
-	for _, place := range s.Repositories.List() {
-		repo, err := s.Repositories.Open(ctx, place.Name)
-		var mf *repository.Manifest
-		if err == nil {
-			mf, err = s.Manifest(ctx, repo, p)
-		}
+	for i, place := range places {
+		found, err := s.findIn(ctx, place, p, note)
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return Found{}, nil, ctx.Err()
 		}
 		if err == nil {
-			found = append(found, Found{place, repo, mf})
-			continue
+			return found, sync.OnceValue(func() []*repository.Repository {
+				var others []*repository.Repository
+				for _, place := range places[i+1:] {
+					if found, err := s.findIn(ctx, place, p, note); err == nil {
+						others = append(others, found.Repo)
+					}
+				}
+				return others
+			}), nil
 		}
 		if first == nil {
 			first = err
 		}
-		if !errors.Is(err, repository.ErrNotFound) || place.Primary {
-			note("repository %s is passed over: %s", place.Name, ProblemOf(err).Detail)
-		}
 	}
-	if len(found) == 0 {
-		return nil, first
+	return Found{}, nil, first
+}
+
+func (s *Frame) findIn(ctx context.Context, place Place, p catalog.Point, note func(format string, args ...any)) (Found, error) {
+	repo, err := s.Repositories.Open(ctx, place.Name)
+	var mf *repository.Manifest
+	if err == nil {
+		mf, err = s.Manifest(ctx, repo, p)
 	}
-	return found, nil
+	if err != nil && ctx.Err() == nil && (place.Primary || !errors.Is(err, repository.ErrNotFound)) {
+		note("repository %s is passed over: %s", place.Name, ProblemOf(err).Detail)
+	}
+	return Found{place, repo, mf}, err
 }

@@ -260,25 +260,31 @@ func (s routes) repair(ctx context.Context, place frame.Place, from string, r ap
 		names[o.ID] = o.Name
 		others = append(others, other)
 	}
-	done, err := copies.Repair(ctx, repo, others, keys, copies.RepairOptions{DryRun: r.DryRun, Progress: func(n, total int) {
-		p.Progress(job.Progress{Phase: "repair", Done: int64(n), Total: int64(total), Unit: "objects"})
-	}})
-	for _, x := range done.Repaired {
-		res.Repaired = append(res.Repaired, api.RepairedObject{Object: x.Object, From: names[x.From], As: x.As})
-	}
-	for _, x := range done.Failed {
-		res.Failed = append(res.Failed, api.FailedRepair{Object: x.Object, Error: show.OneLine(x.Err.Error())})
-	}
-	if err != nil {
-		return out, err
-	}
-	res.Left = len(res.Failed)
-	if !r.DryRun && len(res.Repaired) > 0 {
-		left, err := s.damaged(ctx, repo, p)
-		if err != nil {
+	// What a damaged manifest or map hides shows when it is whole again.
+	const rounds = 16
+	for range rounds {
+		done, err := copies.Repair(ctx, repo, others, keys, copies.RepairOptions{DryRun: r.DryRun, Progress: func(n, total int) {
+			p.Progress(job.Progress{Phase: "repair", Done: int64(n), Total: int64(total), Unit: "objects"})
+		}})
+		for _, x := range done.Repaired {
+			res.Repaired = append(res.Repaired, api.RepairedObject{Object: x.Object, From: names[x.From], As: x.As})
+		}
+		res.Failed = []api.FailedRepair{}
+		for _, x := range done.Failed {
+			res.Failed = append(res.Failed, api.FailedRepair{Object: x.Object, Error: show.OneLine(x.Err.Error())})
+		}
+		if res.Left = len(res.Failed); err != nil || r.DryRun || len(done.Repaired) == 0 {
+			if err != nil {
+				return out, err
+			}
+			break
+		}
+		if keys, err = s.damaged(ctx, repo, p); err != nil {
 			return out, err
 		}
-		res.Left = len(left)
+		if res.Left = len(keys); len(keys) == 0 {
+			break
+		}
 	}
 	if res.Left > 0 {
 		out.Exit, out.Found = api.ExitDamaged, true

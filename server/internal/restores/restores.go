@@ -70,16 +70,13 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		return frame.Result{}, err
 	}
 	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: []api.PointKey{}, Disks: []api.RestoredDisk{}}
-	repo, err := s.Repository(ctx)
+	near, rest, err := s.Nearest(ctx, p, func(format string, args ...any) { rep.Warning(format, args...) })
 	if err != nil {
 		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
 	}
-	mf, err := s.Manifest(ctx, repo, p)
-	if err != nil {
-		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
-	}
+	mf := near.Manifest
 	req := restore.Request{
-		Repository: repo, Manifest: mf, Open: s.OpenTarget, Options: target.Options{Force: r.Force, Format: r.Format, Larger: r.Larger}, Progress: frame.Progress(rep),
+		Repository: near.Repo, Elsewhere: rest, Manifest: mf, Open: s.OpenTarget, Options: target.Options{Force: r.Force, Format: r.Format, Larger: r.Larger}, Progress: frame.Progress(rep),
 		KeepGoing: r.KeepGoing,
 	}
 	var parts []wanted
@@ -106,6 +103,9 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		res.Disks = append(res.Disks, restored(d))
 		if d.Beyond > 0 {
 			rep.Warning("disk %s: %s", d.ID, largerText(d, parts[i]))
+		}
+		if d.Borrowed > 0 {
+			rep.Warning("disk %s: %d bytes could not be read in repository %s, and were taken from another: %s", d.ID, d.Borrowed, near.Place.Name, show.OneLine(d.BorrowedFor.Error()))
 		}
 		if len(d.Unread) > 0 {
 			out.Exit = api.ExitDamaged

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 
@@ -34,14 +35,11 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
 	}
-	repo, err := s.Repository(ctx)
+	near, rest, err := s.Nearest(ctx, p, func(format string, args ...any) { s.Log.Warn(fmt.Sprintf(format, args...)) })
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
 	}
-	mf, err := s.Manifest(ctx, repo, p)
-	if err != nil {
-		return nil, s.Refuse(ctx, e, err)
-	}
+	mf := near.Manifest
 	w, err := find(mf, r.RestorePart)
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
@@ -50,7 +48,7 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 		out := api.StreamOutcome{Exit: frame.ExitOfState(v.State)}
 		d, err := frame.Audited(ctx, s.Frame, e, func() (restore.Disk, error) {
 			return restore.Stream(s.Limited(h.Context(), r.Rates), restore.StreamRequest{
-				Repository: repo, Manifest: mf, Disk: w.disk, Part: w.part, To: h.BodyWriter(),
+				Repository: near.Repo, Elsewhere: rest, Manifest: mf, Disk: w.disk, Part: w.part, To: h.BodyWriter(),
 				Sized: func(n int64) {
 					h.SetHeader("Content-Type", "application/octet-stream")
 					h.SetHeader(api.SizeHeader, strconv.FormatInt(n, 10))
