@@ -190,7 +190,10 @@ func (c *Cache) keep(ref format.Ref, page any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.pages) >= maxMapPages {
-		clear(c.pages)
+		for old := range c.pages { // any one: random reads of a large disk would lose all of them again and again
+			delete(c.pages, old)
+			break
+		}
 	}
 	c.pages[pageKey{ref.Object, ref.Offset}] = page
 }
