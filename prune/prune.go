@@ -69,6 +69,9 @@ type Deps struct {
 	// nothing is done. Done records what came of it.
 	Begin func(ctx context.Context, p catalog.Point, reason string) error
 	Done  func(ctx context.Context, p catalog.Point, reason string, err error) error
+	// Locked says until when the store keeps recovery points of a machine whatever
+	// anybody wants (WORM), by this host's clock; nil where it keeps none.
+	Locked func(ctx context.Context, machine string, points []string) (map[string]time.Time, error)
 	// Reclaim may be nil.
 	Reclaim Reclaimer
 
@@ -230,14 +233,50 @@ func (r *runner) decide(ctx context.Context, listed []repository.Point) error {
 		points[i] = rp
 		r.res.Points = append(r.res.Points, v)
 	}
-	decisions, err := retention.Decide(points, r.req.Policy.Rules(), r.Now(), loc)
+	now := r.Now()
+	asked := map[string]bool{}
+	for {
+		decisions, err := retention.Decide(points, r.req.Policy.Rules(), now, loc)
+		if err != nil {
+			return err
+		}
+		for i := range r.res.Points {
+			r.res.Points[i].Decision = decisions[i]
+		}
+		// Only of what would go the store is asked: it costs a request each. What it
+		// keeps may make others go, which a minimum kept in its place.
+		again, err := r.locked(ctx, points, decisions, asked)
+		if err != nil || !again {
+			return err
+		}
+	}
+}
+
+// locked fills in what the store keeps of what is to go and was not asked
+// about yet, and says whether it keeps anything.
+func (r *runner) locked(ctx context.Context, points []retention.Point, decisions []retention.Decision, asked map[string]bool) (again bool, err error) {
+	if r.Locked == nil {
+		return false, nil
+	}
+	var ask []string
+	for _, d := range decisions {
+		if !d.Keep && !asked[d.ID] {
+			ask, asked[d.ID] = append(ask, d.ID), true
+		}
+	}
+	if len(ask) == 0 {
+		return false, nil
+	}
+	until, err := r.Locked(ctx, r.req.Machine.ID, ask)
 	if err != nil {
-		return err
+		return false, fmt.Errorf("ask the store what it keeps: %w", err)
 	}
-	for i := range r.res.Points {
-		r.res.Points[i].Decision = decisions[i]
+	for i, p := range points {
+		if t, ok := until[p.ID]; ok {
+			points[i].RetainUntil, again = t, true
+		}
 	}
-	return nil
+	return again, nil
 }
 
 func addMarks(p *retention.Point, m custody.Marks) {

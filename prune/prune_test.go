@@ -561,3 +561,41 @@ func TestKeeps(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// TestStoreKeeps: what a store keeps (WORM) stays, and is asked for only where
+// it would go; a minimum counts it.
+func TestStoreKeeps(t *testing.T) {
+	w := newWorld(t, nil)
+	ids := w.backups(5, func() string { return w.Store1(w.m) })
+	var asked []string
+	d := w.deps()
+	locked := map[string]time.Time{ids[0]: w.Clock.Add(time.Hour), ids[1]: w.Clock.Add(-time.Hour), ids[3]: w.Clock.Add(time.Hour)}
+	d.Locked = func(_ context.Context, machine string, points []string) (map[string]time.Time, error) {
+		out := map[string]time.Time{}
+		for _, id := range points {
+			if until, ok := locked[id]; ok {
+				out[id] = until
+			}
+		}
+		asked = append(asked, points...)
+		return out, nil
+	}
+	req := prune.Request{Machine: w.m, Policy: policy.Policy{Retention: policy.Retention{KeepLast: 1, Minimum: 3}}}
+	res, err := prune.Run(ctx, d, req)
+	w.Must(err)
+	// At first the minimum keeps 2 and 3; with 0 locked, 2 is one too many, and
+	// nobody had asked about it.
+	if !slices.Equal(asked, []string{ids[0], ids[1], ids[2]}) {
+		t.Errorf("asked about %v", asked)
+	}
+	w.check([]string{ids[0], ids[3], ids[4]})
+	if s := res.Points[0].Decision.String(); !strings.HasPrefix(s, "kept: WORM until 20") {
+		t.Error(s)
+	}
+	no := errors.New("store is away")
+	d.Locked = func(context.Context, string, []string) (map[string]time.Time, error) { return nil, no }
+	w.backups(1, func() string { return w.Store1(w.m) })
+	if _, err := prune.Run(ctx, d, req); !errors.Is(err, no) {
+		t.Errorf("%v", err)
+	}
+}

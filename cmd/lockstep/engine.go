@@ -128,12 +128,12 @@ func (e *engine) deps() server.Deps {
 			return m, nil
 		},
 		Custodian: func() (envelope.SigningKey, error) { return envelope.ReadSigningKeyFile(e.dir.custodianKey()) },
-		Rebuild:   e.rebuild,
-		Prover:    e.prover, Recipients: e.config.Recipients, Audit: e.audit,
+		Rebuild:   e.rebuild, Locked: e.locked,
+		Prover: e.prover, Recipients: e.config.Recipients, Audit: e.audit,
 		OpenSource: openSource, OpenTarget: openTarget, Formats: formats(),
 		Locks: job.NewLocks(e.dir.locks()), Installation: e.config.Installation,
-		RepositoryURL: e.dir.repositoryURL(e.config.Repository), Software: software(),
-		Actor: localActor(), Log: e.log,
+		Software: software(),
+		Actor:    localActor(), Log: e.log,
 	}
 }
 

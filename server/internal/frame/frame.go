@@ -37,6 +37,10 @@ type Deps struct {
 	// gives what was filled.
 	Rebuild func(ctx context.Context, fill func(*catalog.Catalog) error) error
 
+	// Locked says until when the repository's store keeps recovery points of a
+	// machine whatever anybody wants; nil: it keeps none.
+	Locked func(ctx context.Context, machine string, points []string) (map[string]time.Time, error)
+
 	Prover     custody.Prover
 	Recipients []string // recovery recipients of key packages
 	Audit      *audit.Log
@@ -49,11 +53,10 @@ type Deps struct {
 	AllowSources []string
 	AllowTargets []string
 
-	Formats       []diskcrypt.Format
-	Locks         *job.Locks
-	Installation  string // id of this installation; holds are tagged with it
-	RepositoryURL string
-	Software      string
+	Formats      []diskcrypt.Format
+	Locks        *job.Locks
+	Installation string // id of this installation; holds are tagged with it
+	Software     string
 	// Actor is who asks where the context does not say (see WithActor).
 	Actor string
 	Log   *slog.Logger

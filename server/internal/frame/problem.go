@@ -151,7 +151,7 @@ var rules = []rule{
 		http.StatusConflict, api.ExitBusy, "'lockstep job list' shows what is running",
 	},
 	{
-		[]error{repository.ErrConflict},
+		[]error{repository.ErrConflict, repository.ErrBusy},
 		http.StatusConflict, api.ExitBusy, "another host or process writes the same machine; try again when it has ended",
 	},
 	{[]error{prune.ErrClock}, http.StatusConflict, api.ExitRefused, ""}, // the error has its own hint

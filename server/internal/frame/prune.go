@@ -26,7 +26,7 @@ func (s *Frame) Pruning(ctx context.Context, c *catalog.Catalog, repo *repositor
 		return e
 	}
 	return prune.Deps{
-		Repository: repo, Catalog: c, Now: s.Now, Log: s.Log,
+		Repository: repo, Catalog: c, Now: s.Now, Log: s.Log, Locked: s.Locked,
 		States: func(ctx context.Context, machine string) (func(catalog.Point) custody.State, error) {
 			v, err := prove.Load(ctx, deps, machine)
 			if err != nil {
