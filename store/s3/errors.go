@@ -88,3 +88,8 @@ func isCode(err error, codes ...string) bool {
 	}
 	return false
 }
+
+func isStatus(err error, status int) bool {
+	r, ok := response(err)
+	return ok && r.StatusCode == status
+}

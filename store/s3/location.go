@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -139,6 +141,13 @@ func chain(l remote.Location) (*credentials.Credentials, error) {
 	if file != "" {
 		if !filepath.IsAbs(file) {
 			return nil, remote.WithHint(fmt.Errorf("%w: credentials-file is not an absolute path", remote.ErrLocation), "credentials-file=/etc/lockstep/s3-credentials, in the form of ~/.aws/credentials")
+		}
+		info, err := os.Stat(file)
+		if err != nil {
+			return nil, fmt.Errorf("read credentials: %w", err)
+		}
+		if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
+			return nil, remote.WithHint(fmt.Errorf("read credentials: others can read %s", file), "chmod 600 "+file)
 		}
 		return credentials.NewFileAWSCredentials(file, profile), nil
 	}

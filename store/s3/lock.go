@@ -46,7 +46,7 @@ func (s *Store) readLockConfig(ctx context.Context) (lockConfig, error) {
 	})
 	switch {
 	case isCode(err, "ObjectLockConfigurationNotFoundError", "NoSuchObjectLockConfiguration", "NotImplemented", "InvalidBucketState"),
-		errors.Is(err, store.ErrNotExist):
+		isStatus(err, http.StatusNotImplemented), errors.Is(err, store.ErrNotExist):
 		err = nil
 	case errors.Is(err, store.ErrDenied):
 		// Taken for a bucket without locks, deletions by others would pass for the truth.
