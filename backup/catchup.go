@@ -49,7 +49,7 @@ func CatchUp(ctx context.Context, d Deps, m catalog.Machine) (added []string, er
 	if err != nil && !errors.Is(err, repository.ErrDamaged) {
 		return nil, fmt.Errorf("catch up with the repository: %w", err)
 	}
-	known, err := d.Catalog.Points.List(ctx, catalog.PointQuery{Machine: m.ID, Repository: d.Repository.ID(), Deleted: true, Bare: true})
+	known, err := d.Catalog.Points.List(ctx, catalog.PointQuery{Machine: m.ID, Deleted: true, Bare: true})
 	if err != nil {
 		return nil, fmt.Errorf("catch up with the repository: %w", err)
 	}

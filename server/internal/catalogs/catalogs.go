@@ -4,6 +4,8 @@ package catalogs
 import (
 	"context"
 	"net/http"
+	"slices"
+	"strings"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
@@ -32,20 +34,52 @@ type rebuildInput struct {
 }
 
 func (s routes) startRebuild(ctx context.Context, req *rebuildInput) (*frame.Out[api.Job], error) {
-	e := audit.Event{Action: "catalog.rebuild", Object: s.RepositoryURL}
-	if req.Repository != "" && !disk.SameLocal(req.Repository, s.RepositoryURL) {
-		e.Object = frame.Clip(req.Repository)
-		p := frame.Refused("rebuild catalog: this installation has no repository %q", frame.Clip(req.Repository))
-		p.Hint = "its repository is " + s.RepositoryURL
-		return nil, s.Refuse(ctx, e, p)
+	places := s.Repositories.List()
+	e := audit.Event{Action: "catalog.rebuild", Object: places[0].URL}
+	if req.Repository != "" {
+		i := slices.IndexFunc(places, func(p frame.Place) bool {
+			return p.Name == req.Repository || disk.SameLocal(req.Repository, p.URL) || req.Repository == p.URL
+		})
+		if i < 0 {
+			e.Object = frame.Clip(req.Repository)
+			p := frame.Refused("rebuild catalog: this installation has no repository %q", frame.Clip(req.Repository))
+			p.Hint = "its repository is " + places[0].URL
+			if len(places) > 1 {
+				p.Hint = "'lockstep repository list' shows its repositories"
+			}
+			return nil, s.Refuse(ctx, e, p)
+		}
+		e.Object = places[i].URL
+		places = places[i : i+1]
 	}
-	return s.Start(ctx, "rebuild", e, s.rebuild, rebuildKey)
+	return s.Start(ctx, "rebuild", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
+		return s.rebuild(ctx, places, p)
+	}, rebuildKey)
+}
+
+// sources opens the repositories, the one that is written first: what it says
+// of a recovery point counts before what copies say. It is needed, unless
+// another one was named.
+func (s routes) sources(ctx context.Context, places []frame.Place, p *job.Reporter) ([]rebuild.Source, error) {
+	var sources []rebuild.Source
+	for _, place := range places {
+		repo, err := s.Repositories.Open(ctx, place.Name)
+		switch {
+		case err == nil:
+			sources = append(sources, rebuild.Source{Repo: repo, URL: place.URL})
+		case place.Primary || len(places) == 1:
+			return nil, err
+		default:
+			p.Warning("repository %s is not read: %s", place.Name, frame.ProblemOf(err).Detail)
+		}
+	}
+	return sources, nil
 }
 
 // rebuild fills the catalog anew. The key manager may be away: then holds are
 // not compared, and the result says so.
-func (s routes) rebuild(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-	repo, err := s.Repository(ctx)
+func (s routes) rebuild(ctx context.Context, places []frame.Place, p *job.Reporter) (frame.Result, error) {
+	sources, err := s.sources(ctx, places, p)
 	if err != nil {
 		return frame.Result{}, err
 	}
@@ -63,7 +97,7 @@ func (s routes) rebuild(ctx context.Context, p *job.Reporter) (frame.Result, err
 			},
 		}
 		var err error
-		res, err = rebuild.Run(ctx, d, rebuild.Source{Repo: repo, URL: s.RepositoryURL})
+		res, err = rebuild.Run(ctx, d, sources...)
 		return err
 	})
 	if err != nil {
@@ -73,7 +107,15 @@ func (s routes) rebuild(ctx context.Context, p *job.Reporter) (frame.Result, err
 		p.Warning("%s", problem)
 	}
 	return frame.Result{JobResult: api.JobResult{Rebuild: &api.RebuildResult{
-		Repository: s.RepositoryURL, Machines: res.Machines, Points: res.Points, Proofs: res.Proofs, Holds: res.Holds,
+		Repository: urls(sources), Machines: res.Machines, Points: res.Points, Proofs: res.Proofs, Holds: res.Holds,
 		NotRebuilt: res.NotRebuilt, Problems: res.Problems,
 	}}}, nil
+}
+
+func urls(sources []rebuild.Source) string {
+	var all []string
+	for _, s := range sources {
+		all = append(all, s.URL)
+	}
+	return strings.Join(all, ", ")
 }

@@ -21,7 +21,7 @@ const scrubKey = "scrub"
 
 func (s routes) startScrub(ctx context.Context, req *frame.In[api.ScrubRequest]) (*frame.Out[api.Job], error) {
 	r := req.Body
-	e := audit.Event{Action: "repository.scrub", Object: s.RepositoryURL}
+	e := audit.Event{Action: "repository.scrub", Object: s.Repositories.List()[0].URL}
 	const most = int64(100 * 365 * 24 * time.Hour / time.Second)
 	if max(r.ForSeconds, r.OlderThanSeconds, r.WarnAfterSeconds) > most {
 		return nil, s.Refuse(ctx, e, frame.Usage("scrub: a time is longer than 100 years"))
