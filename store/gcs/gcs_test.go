@@ -31,6 +31,7 @@ var fake struct {
 	url     string
 	err     error
 	process *exec.Cmd
+	ended   chan struct{}
 	mu      sync.Mutex
 	number  int
 }
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	if fake.process != nil {
 		_ = fake.process.Process.Kill()
-		_ = fake.process.Wait()
+		<-fake.ended
 	}
 	os.Exit(code)
 }
@@ -75,7 +76,7 @@ func startFake(program string) error {
 		ended := make(chan struct{})
 		go func() { _ = cmd.Wait(); close(ended) }()
 		if answers(url+"/storage/v1/b?project=p", ended) {
-			fake.process, fake.url = cmd, url
+			fake.process, fake.ended, fake.url = cmd, ended, url
 			return nil
 		}
 		_ = cmd.Process.Kill()
