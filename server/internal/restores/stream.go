@@ -45,6 +45,7 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 		return nil, s.Refuse(ctx, e, err)
 	}
 	return &huma.StreamResponse{Body: func(h huma.Context) {
+		begun := false
 		out := api.StreamOutcome{Exit: frame.ExitOfState(v.State)}
 		d, err := frame.Audited(ctx, s.Frame, e, func() (restore.Disk, error) {
 			return restore.Stream(s.Limited(h.Context(), r.Rates), restore.StreamRequest{
@@ -53,9 +54,21 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 					h.SetHeader("Content-Type", "application/octet-stream")
 					h.SetHeader(api.SizeHeader, strconv.FormatInt(n, 10))
 					h.SetStatus(http.StatusOK)
+					// An answer that fits into a buffer would have no trailer.
+					if f, ok := h.BodyWriter().(http.Flusher); ok {
+						f.Flush()
+					}
+					begun = true
 				},
 			})
 		})
+		if err != nil && !begun {
+			p := frame.ProblemOf(err)
+			h.SetHeader("Content-Type", "application/problem+json")
+			h.SetStatus(p.Status)
+			_ = json.NewEncoder(h.BodyWriter()).Encode(p)
+			return
+		}
 		if err != nil {
 			problem := api.Error(*frame.ProblemOf(err))
 			problem.Items = nil // the trailer is bounded
