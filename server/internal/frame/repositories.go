@@ -2,11 +2,13 @@ package frame
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/catalog"
@@ -110,4 +112,52 @@ func (s *Frame) findIn(ctx context.Context, place Place, p catalog.Point, note f
 		note("repository %s is passed over: %s", place.Name, ProblemOf(err).Detail)
 	}
 	return Found{place, repo, mf}, err
+}
+
+// Copied is what the catalog remembers of the copying to a repository: it says
+// what is there without a look at a store that may be far away.
+type Copied struct {
+	Time   time.Time         `json:"time"`             // when it last came to its end, for all that was asked for
+	Newest map[string]string `json:"newest,omitempty"` // by machine id: its newest recovery point there
+}
+
+func copiedKey(id string) string { return "repository.copied." + id }
+
+// Copied is zero where nothing was copied to the repository, by its id.
+func (s *Frame) Copied(ctx context.Context, c *catalog.Catalog, id string) (v Copied, err error) {
+	raw, err := c.Meta.Get(ctx, copiedKey(id))
+	if err == nil && raw != "" {
+		err = json.Unmarshal([]byte(raw), &v)
+	}
+	if v.Newest == nil {
+		v.Newest = map[string]string{}
+	}
+	return v, err
+}
+
+// SetCopied records it.
+func (s *Frame) SetCopied(ctx context.Context, c *catalog.Catalog, id string, v Copied) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return c.Meta.Set(ctx, copiedKey(id), string(raw))
+}
+
+// Behind names the repositories that have recovery points of a machine and not
+// its newest.
+func (s *Frame) Behind(ctx context.Context, c *catalog.Catalog, machine, newest string) (names []string, err error) {
+	for _, p := range s.Repositories.List() {
+		if p.Primary {
+			continue
+		}
+		v, err := s.Copied(ctx, c, p.ID)
+		if err != nil {
+			return names, err
+		}
+		if has := v.Newest[machine]; has != "" && has != newest {
+			names = append(names, p.Name)
+		}
+	}
+	return names, nil
 }

@@ -2,7 +2,9 @@ package points
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/catalog"
@@ -73,5 +75,15 @@ func (s routes) machineStatus(ctx context.Context, c *catalog.Catalog, m catalog
 	if err != nil {
 		return st, false, err
 	}
-	return show.Status(m, all, view), true, nil
+	st = show.Status(m, all, view)
+	if newest, ok := catalog.Newest(all, time.Time{}); ok {
+		behind, err := s.Behind(ctx, c, m.ID, newest.ID)
+		if err != nil {
+			return st, false, err
+		}
+		for _, name := range behind {
+			st.Notes = append(st.Notes, fmt.Sprintf("repository %s does not have the newest recovery point yet: 'lockstep repository copy %s --to %s'", name, m.Name, name))
+		}
+	}
+	return st, true, nil
 }

@@ -120,11 +120,9 @@ func (s routes) copy(ctx context.Context, c *catalog.Catalog, from frame.Place, 
 		return out, err
 	}
 	var failed []error
-	well := map[string]bool{}
+	bad := map[string]bool{}
+	defer func() { s.noteCopies(context.WithoutCancel(ctx), c, todo, bad) }()
 	for _, d := range todo {
-		if _, known := well[d.to.ID]; !known {
-			well[d.to.ID] = true
-		}
 		v, err := s.copyMachine(ctx, c, src, from, d, r, p)
 		if errors.Is(err, repository.ErrNotFound) && v == nil {
 			continue // it was never backed up there
@@ -139,20 +137,39 @@ func (s routes) copy(ctx context.Context, c *catalog.Catalog, from frame.Place, 
 			}
 		}
 		if ctx.Err() != nil {
+			bad[d.to.ID] = true
 			return out, context.Cause(ctx)
 		}
 		if err != nil {
-			failed, well[d.to.ID] = append(failed, fmt.Errorf("%s to %s: %w", d.machine.Name, d.to.Name, err)), false
-		}
-	}
-	for id, ok := range well {
-		if ok {
-			if err := s.noteCopy(ctx, c, id); err != nil {
-				s.Log.Warn("when it was last copied is not recorded", "repository", id, "error", err)
-			}
+			failed, bad[d.to.ID] = append(failed, fmt.Errorf("%s to %s: %w", d.machine.Name, d.to.Name, err)), true
 		}
 	}
 	return out, errors.Join(failed...)
+}
+
+// noteCopies records what the destinations have now.
+func (s routes) noteCopies(ctx context.Context, c *catalog.Catalog, todo []due, bad map[string]bool) {
+	for _, d := range todo {
+		repo, err := s.Repositories.Open(ctx, d.to.Name)
+		var points []repository.Point
+		if err == nil {
+			points, err = repo.Points(ctx, d.machine.ID)
+		}
+		var v frame.Copied
+		if err == nil {
+			v, err = s.Copied(ctx, c, d.to.ID)
+		}
+		if err == nil && len(points) > 0 {
+			v.Newest[d.machine.ID] = points[len(points)-1].ID
+			if !bad[d.to.ID] {
+				v.Time = s.Now().UTC()
+			}
+			err = s.SetCopied(ctx, c, d.to.ID, v)
+		}
+		if err != nil && !errors.Is(err, repository.ErrNotFound) {
+			s.Log.Warn("what was copied is not recorded", "repository", d.to.Name, "machine", d.machine.Name, "error", err)
+		}
+	}
 }
 
 func (s routes) copyMachine(ctx context.Context, c *catalog.Catalog, src *repository.Repository, from frame.Place, d due, r api.CopyRequest, p *job.Reporter) (*api.MachineCopy, error) {

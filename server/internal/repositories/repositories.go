@@ -4,7 +4,6 @@ package repositories
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -42,8 +41,10 @@ func (s routes) list(ctx context.Context, _ *frame.None) (*frame.Out[[]api.Repos
 	var primary *listed
 	for _, p := range s.Repositories.List() {
 		v := api.Repository{Name: p.Name, ID: p.ID, URL: p.URL, Primary: p.Primary}
-		if at := s.lastCopy(ctx, p.ID); !at.IsZero() {
-			v.LastCopy = &at
+		if c, err := s.Catalog(ctx); err == nil {
+			if copied, err := s.Copied(ctx, c, p.ID); err == nil && !copied.Time.IsZero() {
+				v.LastCopy = &copied.Time
+			}
 		}
 		repo, err := s.Repositories.Open(ctx, p.Name)
 		var l *listed
@@ -121,33 +122,6 @@ func (s routes) describe(ctx context.Context, v *api.Repository, repo *repositor
 	}
 }
 
-// lastKey is where the catalog remembers the last copy to a repository.
-func lastKey(id string) string { return "repository.copied." + id }
-
-type lastCopied struct {
-	Time time.Time `json:"time"`
-}
-
-func (s routes) lastCopy(ctx context.Context, id string) time.Time {
-	c, err := s.Catalog(ctx)
-	if err != nil {
-		return time.Time{}
-	}
-	var last lastCopied
-	if raw, err := c.Meta.Get(ctx, lastKey(id)); err == nil && raw != "" {
-		_ = json.Unmarshal([]byte(raw), &last)
-	}
-	return last.Time
-}
-
-func (s routes) noteCopy(ctx context.Context, c *catalog.Catalog, id string) error {
-	raw, err := json.Marshal(lastCopied{s.Now().UTC()})
-	if err != nil {
-		return err
-	}
-	return c.Meta.Set(ctx, lastKey(id), string(raw))
-}
-
 func (s routes) add(ctx context.Context, req *frame.In[api.RepositoryAdd]) (*frame.Out[api.RepositoryAdded], error) {
 	r := req.Body
 	e := audit.Event{Action: "repository.add", Object: frame.Clip(r.Name), Detail: map[string]string{"url": frame.Clip(r.URL)}}
@@ -217,10 +191,11 @@ func (s routes) promote(ctx context.Context, req *repositoryPath) (*frame.Out[ap
 			}
 			defer l.Release()
 		}
+		before := s.Repositories.List()[0]
 		if err := s.Repositories.Promote(ctx, place.Name); err != nil {
 			return nil, err
 		}
-		place.Primary = true
+		s.noteGivenUp(ctx, c, before, machines)
 		// The catalog follows the log of the one that is written.
 		if err := record(ctx, c, repo, machines); err != nil {
 			return nil, frame.Hint(fmt.Errorf("repository %s is the one that is written; the catalog could not follow: %w", place.Name, err), "'lockstep catalog rebuild'")
@@ -232,6 +207,27 @@ func (s routes) promote(ctx context.Context, req *repositoryPath) (*frame.Out[ap
 		i := slices.IndexFunc(all.Body, func(r api.Repository) bool { return r.ID == place.ID })
 		return &frame.Out[api.Repository]{Body: all.Body[i]}, nil
 	})
+}
+
+// noteGivenUp remembers what the repository has that was written until now, so
+// that status can say what it lacks later.
+func (s routes) noteGivenUp(ctx context.Context, c *catalog.Catalog, place frame.Place, machines []catalog.Machine) {
+	v, err := s.Copied(ctx, c, place.ID)
+	for _, m := range machines {
+		var points []catalog.Point
+		if err == nil {
+			points, err = c.Points.List(ctx, catalog.PointQuery{Machine: m.ID, Bare: true})
+		}
+		if newest, ok := catalog.Newest(points, time.Time{}); ok {
+			v.Newest[m.ID] = newest.ID
+		}
+	}
+	if err == nil {
+		err = s.SetCopied(ctx, c, place.ID, v)
+	}
+	if err != nil {
+		s.Log.Warn("what the repository has that is given up is not recorded", "repository", place.Name, "error", err)
+	}
 }
 
 // record has the catalog say of each recovery point what this repository's log says.
