@@ -62,11 +62,26 @@ func newClocked(t *testing.T) *clocked {
 			return image.Opener{}.Open(ctx, spec, size, o)
 		},
 		Formats: w.Env.Deps.Formats, Locks: job.NewLocks(""), Installation: w.Env.Deps.Installation,
-		RepositoryURL: "mem:", Software: "lockstep test", Actor: "uid:0", Now: w.Now,
+		Repositories: onePlace{w}, Software: "lockstep test", Actor: "uid:0", Now: w.Now,
 	})
 	t.Cleanup(func() { _ = w.server.Shutdown(context.Background()) })
 	return w
 }
+
+// onePlace is an installation with one repository.
+type onePlace struct{ w *clocked }
+
+func (p onePlace) List() []server.Place {
+	return []server.Place{{Name: "primary", ID: p.w.Repo.ID(), URL: "mem:", TrustRoot: p.w.Repo.Trust().Root, Primary: true, Local: true}}
+}
+
+func (p onePlace) Open(context.Context, string) (*repository.Repository, error) { return p.w.Repo, nil }
+
+func (onePlace) Add(context.Context, server.NewPlace) (server.AddedPlace, error) {
+	return server.AddedPlace{}, errors.New("not here")
+}
+
+func (onePlace) Promote(context.Context, string) error { return errors.New("not here") }
 
 // run runs a command that ends with an exit status.
 func (w *clocked) run(code int, args ...string) (stdout, stderr string) {
