@@ -15,6 +15,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/demodisk"
 	recovery "github.com/lockstep-backup/lockstep/cmd/lockstep-recover/command"
 	"github.com/lockstep-backup/lockstep/envelope"
 )
@@ -76,10 +77,10 @@ type demo struct {
 	colour bool
 	part   int
 
-	disk          *demoDisk
+	disk          *demodisk.Disk
 	first, second envelope.Secret
-	before        opened // the disk as the first backup saw it
-	oldest        string // id of the first recovery point
+	before        demodisk.Opened // the disk as the first backup saw it
+	oldest        string          // id of the first recovery point
 }
 
 func (d *demo) path(name string) string { return filepath.Join(d.dir, name) }
@@ -187,14 +188,14 @@ func (d *demo) protect(ctx context.Context) (err error) {
 		}
 	}
 	image := d.path("web01.img")
-	if d.disk, err = makeDemoDisk(ctx, image, d.first); err != nil {
+	if d.disk, err = demodisk.Make(ctx, image, d.first); err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
 	d.say("%s is made: 64 MiB; a GPT with a plain boot partition and one encrypted with\nLUKS2 (aes-xts-plain64, argon2id) that holds a file system with a ledger and orders.", image)
-	if d.before, err = d.disk.look(ctx, image, d.first); err != nil {
+	if d.before, err = d.disk.Look(ctx, image, d.first); err != nil {
 		return err
 	}
-	d.say("LEDGER.TXT says: %s", d.before.ledger)
+	d.say("LEDGER.TXT says: %s", d.before.Ledger)
 
 	d.chapter("Protect it: ciphertext into the repository, the secret into custody")
 	if _, err := d.lockstep(ctx, 0, "init", "--repository", d.path("repository"), "--kit", d.path("kit.txt")); err != nil {
@@ -236,7 +237,7 @@ func (d *demo) points(ctx context.Context) (points []api.Point, err error) {
 // dailyWork: some files change.
 func (d *demo) dailyWork(ctx context.Context) error {
 	d.chapter("The guest works: a ledger and some orders change, 132 KiB in all")
-	if err := d.disk.work(ctx, d.first); err != nil {
+	if err := d.disk.Work(ctx, d.first); err != nil {
 		return fmt.Errorf("change files: %w", err)
 	}
 	_, err := d.lockstep(ctx, 0, "backup", "web01")
@@ -247,7 +248,7 @@ func (d *demo) dailyWork(ctx context.Context) error {
 func (d *demo) rotate(ctx context.Context) error {
 	d.chapter("Somebody changes the passphrase in the guest, and tells nobody")
 	d.say("(in the guest) # cryptsetup luksChangeKey /dev/vda2")
-	if err := d.disk.changePassphrase(ctx, d.first, d.second); err != nil {
+	if err := d.disk.ChangePassphrase(ctx, d.first, d.second); err != nil {
 		return fmt.Errorf("change passphrase: %w", err)
 	}
 	if _, err := d.lockstep(ctx, api.ExitNotProven, "backup", "web01"); err != nil {
@@ -264,16 +265,16 @@ func (d *demo) rotate(ctx context.Context) error {
 // compare opens a restored disk with a passphrase and holds it against the
 // disk as it was.
 func (d *demo) compare(ctx context.Context, image string, passphrase envelope.Secret) error {
-	o, err := d.disk.look(ctx, image, passphrase)
+	o, err := d.disk.Look(ctx, image, passphrase)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", d.relative(image), err)
 	}
 	if o != d.before {
 		return fmt.Errorf("%s is not the disk that was backed up", d.relative(image))
 	}
-	d.say("sha256 of the disk       %s…  the same as before the first backup", o.image[:16])
-	d.say("sha256 of its plaintext  %s…  the same", o.plain[:16])
-	d.say("LEDGER.TXT says: %s", o.ledger)
+	d.say("sha256 of the disk       %s…  the same as before the first backup", o.Image[:16])
+	d.say("sha256 of its plaintext  %s…  the same", o.Plain[:16])
+	d.say("LEDGER.TXT says: %s", o.Ledger)
 	return nil
 }
 
@@ -284,7 +285,7 @@ func (d *demo) restoreOldest(ctx context.Context) error {
 	if _, err := d.lockstep(ctx, 0, "restore", d.oldest[:12], "--disk", "vda="+image); err != nil {
 		return err
 	}
-	if _, err := d.disk.look(ctx, image, d.second); err == nil {
+	if _, err := d.disk.Look(ctx, image, d.second); err == nil {
 		return errors.New("the restored disk opens with the new passphrase")
 	}
 	d.say("It does not open with the new passphrase. With the old one, which custody keeps:")

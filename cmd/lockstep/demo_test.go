@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/demodisk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
 	"github.com/lockstep-backup/lockstep/envelope"
@@ -129,7 +130,7 @@ func TestDemoStays(t *testing.T) {
 	t.Run("cryptsetup", func(t *testing.T) {
 		tool := judge.Tool(t, "cryptsetup")
 		for image, opens := range map[string]string{"web01.img": "spring", "restored.img": "winter"} {
-			volume := cut(t, filepath.Join(dir, image), demoRoot.Offset, demoRoot.Length)
+			volume := cut(t, filepath.Join(dir, image), demodisk.Root.Offset, demodisk.Root.Length)
 			if out, err := exec.Command(tool, "luksDump", volume).CombinedOutput(); err != nil || !strings.Contains(string(out), "argon2id") {
 				t.Errorf("luksDump of %s: %v\n%s", image, err, out)
 			}
@@ -149,7 +150,7 @@ func TestDemoStays(t *testing.T) {
 			}
 		}
 		// As lockstep-recover says it: the file that it wrote is the key file.
-		volume := cut(t, filepath.Join(dir, "recovered.img"), demoRoot.Offset, demoRoot.Length)
+		volume := cut(t, filepath.Join(dir, "recovered.img"), demodisk.Root.Offset, demodisk.Root.Length)
 		out, err := exec.Command(tool, "open", "--test-passphrase", "--key-file", filepath.Join(dir, "secrets", "vda-p2.passphrase"), volume).CombinedOutput()
 		if err != nil {
 			t.Errorf("with the recovered secret: %v\n%s", err, out)
@@ -160,7 +161,7 @@ func TestDemoStays(t *testing.T) {
 		tool := judge.Tool(t, "fsck.fat")
 		plain := filepath.Join(t.TempDir(), "plain")
 		decrypt(t, filepath.Join(dir, "web01.img"), filepath.Join(dir, "spring.passphrase"), plain)
-		for _, path := range []string{cut(t, filepath.Join(dir, "web01.img"), demoBoot.Offset, demoBoot.Length), plain} {
+		for _, path := range []string{cut(t, filepath.Join(dir, "web01.img"), demodisk.Boot.Offset, demodisk.Boot.Length), plain} {
 			if out, err := exec.Command(tool, "-n", path).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v\n%s", path, err, out)
 			}
@@ -203,7 +204,7 @@ func decrypt(t *testing.T, image, passphrase, to string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	vol, err := luks.Format{}.Open(context.Background(), diskcrypt.Place{Data: partition{f, demoRoot}, Size: demoRoot.Length}, diskcrypt.KindPassphrase, secret, diskcrypt.Limits{})
+	vol, err := luks.Format{}.Open(context.Background(), diskcrypt.Place{Data: demodisk.Partition{File: f, Range: demodisk.Root}, Size: demodisk.Root.Length}, diskcrypt.KindPassphrase, secret, diskcrypt.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,6 @@
-package main
+// Package demodisk makes and changes the disk of the demonstration with our own
+// code alone, so that it needs no tools and no rights.
+package demodisk
 
 import (
 	"context"
@@ -19,57 +21,59 @@ import (
 
 // The disk of the demonstration: a plain boot partition and an encrypted one.
 const (
-	demoDiskSize = 64 << 20
-	demoDiskGUID = "10C75739-0000-4000-8000-000000000000"
-	typeEFI      = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
-	typeLinux    = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
+	diskSize  = 64 << 20
+	diskGUID  = "10C75739-0000-4000-8000-000000000000"
+	typeEFI   = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+	typeLinux = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 )
 
+// Where the partitions lie.
 var (
-	demoBoot = disk.Range{Offset: 1 << 20, Length: 7 << 20}
-	demoRoot = disk.Range{Offset: 8 << 20, Length: 55 << 20}
+	Boot = disk.Range{Offset: 1 << 20, Length: 7 << 20}
+	Root = disk.Range{Offset: 8 << 20, Length: 55 << 20}
 )
 
-// demoKDF is what one would keep, but for memory and time.
-var demoKDF = luksformat.KDF{Type: "argon2id", Time: 4, MemoryKiB: 32 << 10, Lanes: 2}
+// kdf is what one would keep, but for memory and time.
+var kdf = luksformat.KDF{Type: "argon2id", Time: 4, MemoryKiB: 32 << 10, Lanes: 2}
 
-// demoDisk is the image file and where the encrypted file system keeps its files.
-type demoDisk struct {
+// Disk is the image file and where the encrypted file system keeps its files.
+type Disk struct {
 	path  string
 	files map[string]disk.Range // in the plaintext of the encrypted partition
 }
 
-// partition is a range of the image as a device.
-type partition struct {
-	file *os.File
+// Partition is a range of the image as a device.
+type Partition struct {
+	File *os.File
 	disk.Range
 }
 
-func (p partition) ReadAt(b []byte, off int64) (int, error) {
-	return io.NewSectionReader(p.file, p.Offset, p.Length).ReadAt(b, off)
+// ReadAt implements io.ReaderAt.
+func (p Partition) ReadAt(b []byte, off int64) (int, error) {
+	return io.NewSectionReader(p.File, p.Offset, p.Length).ReadAt(b, off)
 }
 
-func (p partition) WriteAt(b []byte, off int64) (int, error) {
+// WriteAt implements io.WriterAt.
+func (p Partition) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 || off > p.Length-int64(len(b)) {
 		return 0, errors.New("write outside of the partition")
 	}
-	return p.file.WriteAt(b, p.Offset+off)
+	return p.File.WriteAt(b, p.Offset+off)
 }
 
-// makeDemoDisk makes the image: nothing but our own code, so that the
-// demonstration needs no tools and no rights.
-func makeDemoDisk(ctx context.Context, path string, passphrase envelope.Secret) (d *demoDisk, err error) {
+// Make makes the image in a new file.
+func Make(ctx context.Context, path string, passphrase envelope.Secret) (d *Disk, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Truncate(demoDiskSize); err != nil {
+	if err := f.Truncate(diskSize); err != nil {
 		return nil, err
 	}
-	err = disk.WriteGPT(f, demoDiskSize, 512, demoDiskGUID, []disk.Partition{
-		{Range: demoBoot, Type: typeEFI, GUID: "10C75739-0000-4000-8000-000000000001", Name: "boot"},
-		{Range: demoRoot, Type: typeLinux, GUID: "10C75739-0000-4000-8000-000000000002", Name: "root"},
+	err = disk.WriteGPT(f, diskSize, 512, diskGUID, []disk.Partition{
+		{Range: Boot, Type: typeEFI, GUID: "10C75739-0000-4000-8000-000000000001", Name: "boot"},
+		{Range: Root, Type: typeLinux, GUID: "10C75739-0000-4000-8000-000000000002", Name: "root"},
 	})
 	if err != nil {
 		return nil, err
@@ -78,17 +82,17 @@ func makeDemoDisk(ctx context.Context, path string, passphrase envelope.Secret) 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := writeFAT(partition{f, demoBoot}, demoBoot.Length, "BOOT", []fatFile{
+	if _, err := writeFAT(Partition{f, Boot}, Boot.Length, "BOOT", []fatFile{
 		{"VMLINUZ", kernel}, {"LOADER.CFG", []byte("default vmlinuz\noptions root=/dev/vda2\n")},
 	}); err != nil {
 		return nil, err
 	}
-	v, err := luksformat.Format(partition{f, demoRoot}, demoRoot.Length, luksformat.Options{Label: "web01-root", SectorSize: 4096})
+	v, err := luksformat.Format(Partition{f, Root}, Root.Length, luksformat.Options{Label: "web01-root", SectorSize: 4096})
 	if err != nil {
 		return nil, err
 	}
 	defer v.Close()
-	if _, err := v.AddKey(ctx, passphrase, demoKDF); err != nil {
+	if _, err := v.AddKey(ctx, passphrase, kdf); err != nil {
 		return nil, err
 	}
 	payload, err := v.Payload(nil, 0)
@@ -99,15 +103,15 @@ func makeDemoDisk(ctx context.Context, path string, passphrase envelope.Secret) 
 	if err != nil {
 		return nil, err
 	}
-	d = &demoDisk{path: path}
+	d = &Disk{path: path}
 	d.files, err = writeFAT(payload, payload.Size(), "WEB01", []fatFile{
-		{"LEDGER.TXT", demoLedger("January: 1 order, 12.40")}, {"ORDERS.DB", table},
+		{"LEDGER.TXT", ledger("January: 1 order, 12.40")}, {"ORDERS.DB", table},
 	})
 	return d, err
 }
 
-// demoLedger is a file of 4 KiB that begins with a line.
-func demoLedger(line string) []byte {
+// ledger is a file of 4 KiB that begins with a line.
+func ledger(line string) []byte {
 	b := make([]byte, 4096)
 	for i := range b {
 		b[i] = '\n'
@@ -123,13 +127,13 @@ func randomBytes(n int) ([]byte, error) {
 }
 
 // attach opens the encrypted partition for changing it, as the guest would.
-func (d *demoDisk) attach(ctx context.Context, passphrase envelope.Secret, fn func(*luksformat.Volume, *luksformat.Payload) error) (err error) {
+func (d *Disk) attach(ctx context.Context, passphrase envelope.Secret, fn func(*luksformat.Volume, *luksformat.Payload) error) (err error) {
 	f, err := os.OpenFile(d.path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	v, err := luksformat.Attach(ctx, partition{f, demoRoot}, demoRoot.Length, passphrase)
+	v, err := luksformat.Attach(ctx, Partition{f, Root}, Root.Length, passphrase)
 	if err != nil {
 		return err
 	}
@@ -141,10 +145,10 @@ func (d *demoDisk) attach(ctx context.Context, passphrase envelope.Secret, fn fu
 	return fn(v, p)
 }
 
-// work changes some files, as a day's work does.
-func (d *demoDisk) work(ctx context.Context, passphrase envelope.Secret) error {
+// Work changes some files, as a day's work does.
+func (d *Disk) Work(ctx context.Context, passphrase envelope.Secret) error {
 	return d.attach(ctx, passphrase, func(_ *luksformat.Volume, p *luksformat.Payload) error {
-		if _, err := p.WriteAt(demoLedger("February: 2 orders, 31.90"), d.files["LEDGER.TXT"].Offset); err != nil {
+		if _, err := p.WriteAt(ledger("February: 2 orders, 31.90"), d.files["LEDGER.TXT"].Offset); err != nil {
 			return err
 		}
 		for i := range int64(8) { // eight places of a database, 16 KiB each
@@ -160,23 +164,23 @@ func (d *demoDisk) work(ctx context.Context, passphrase envelope.Secret) error {
 	})
 }
 
-// changePassphrase does what "cryptsetup luksChangeKey" does.
-func (d *demoDisk) changePassphrase(ctx context.Context, old, new envelope.Secret) error {
+// ChangePassphrase does what "cryptsetup luksChangeKey" does.
+func (d *Disk) ChangePassphrase(ctx context.Context, old, new envelope.Secret) error {
 	return d.attach(ctx, old, func(v *luksformat.Volume, _ *luksformat.Payload) error {
-		_, err := v.ChangeKey(ctx, 0, new, demoKDF)
+		_, err := v.ChangeKey(ctx, 0, new, kdf)
 		return err
 	})
 }
 
-// opened is what somebody sees who opens a disk with a passphrase.
-type opened struct {
-	image  string // sha256 of the disk, as it lies there
-	plain  string // sha256 of the plaintext
-	ledger string // first line of LEDGER.TXT
+// Opened is what somebody sees who opens a disk with a passphrase.
+type Opened struct {
+	Image  string // sha256 of the disk, as it lies there
+	Plain  string // sha256 of the plaintext
+	Ledger string // first line of LEDGER.TXT
 }
 
-// look opens the encrypted partition of an image and reads all of it.
-func (d *demoDisk) look(ctx context.Context, path string, passphrase envelope.Secret) (o opened, err error) {
+// Look opens the encrypted partition of an image and reads all of it.
+func (d *Disk) Look(ctx context.Context, path string, passphrase envelope.Secret) (o Opened, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return o, err
@@ -186,8 +190,8 @@ func (d *demoDisk) look(ctx context.Context, path string, passphrase envelope.Se
 	if _, err := io.Copy(h, f); err != nil {
 		return o, err
 	}
-	o.image = fmt.Sprintf("%x", h.Sum(nil))
-	vol, err := luks.Format{}.Open(ctx, diskcrypt.Place{Data: partition{f, demoRoot}, Size: demoRoot.Length}, diskcrypt.KindPassphrase, passphrase, diskcrypt.Limits{})
+	o.Image = fmt.Sprintf("%x", h.Sum(nil))
+	vol, err := luks.Format{}.Open(ctx, diskcrypt.Place{Data: Partition{f, Root}, Size: Root.Length}, diskcrypt.KindPassphrase, passphrase, diskcrypt.Limits{})
 	if err != nil {
 		return o, err
 	}
@@ -196,7 +200,7 @@ func (d *demoDisk) look(ctx context.Context, path string, passphrase envelope.Se
 	if _, err := io.Copy(h, io.NewSectionReader(vol, 0, vol.Size())); err != nil {
 		return o, err
 	}
-	o.plain = fmt.Sprintf("%x", h.Sum(nil))
+	o.Plain = fmt.Sprintf("%x", h.Sum(nil))
 	line := make([]byte, 80)
 	if _, err := vol.ReadAt(line, d.files["LEDGER.TXT"].Offset); err != nil {
 		return o, err
@@ -207,7 +211,7 @@ func (d *demoDisk) look(ctx context.Context, path string, passphrase envelope.Se
 			break
 		}
 	}
-	o.ledger = string(line)
+	o.Ledger = string(line)
 	return o, nil
 }
 
