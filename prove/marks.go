@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,8 +24,10 @@ var ErrMarkUnread = errors.New("a pin, tag or legal hold cannot be read")
 func SetMark(ctx context.Context, d Deps, p catalog.Point, m custody.Mark) error {
 	d = d.withDefaults()
 	fail := func(err error) error { return fmt.Errorf("mark recovery point %s: %w", p.ID, err) }
-	if p.Repository != d.Repo.ID() {
-		return fail(fmt.Errorf("it is in repository %s: %w", p.Repository, repository.ErrNotFound))
+	// It may have been made in another repository, and be a copy here.
+	listed, err := d.Repo.Points(ctx, p.Machine)
+	if !slices.ContainsFunc(listed, func(x repository.Point) bool { return x.ID == p.ID }) {
+		return fail(errors.Join(fmt.Errorf("repository %s does not list it: %w", d.Repo.ID(), repository.ErrNotFound), err))
 	}
 	// Those in the repository too: another installation may have set some.
 	if _, err := SyncMarks(ctx, d, p.Machine); err != nil && !errors.Is(err, ErrMarkUnread) {

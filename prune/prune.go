@@ -176,7 +176,7 @@ func (r *runner) run(ctx context.Context) error {
 // decide fills in what becomes of each recovery point, and which deletions an
 // earlier run left unfinished.
 func (r *runner) decide(ctx context.Context, listed []repository.Point) error {
-	known, err := r.Catalog.Points.List(ctx, catalog.PointQuery{Machine: r.req.Machine.ID, Repository: r.Repository.ID(), Deleted: true})
+	known, err := r.Catalog.Points.List(ctx, catalog.PointQuery{Machine: r.req.Machine.ID, Deleted: true})
 	if err != nil {
 		return err
 	}
@@ -301,7 +301,8 @@ func (r *runner) compare(ctx context.Context, listed []repository.Point, known [
 	}
 	var lost []string
 	for _, p := range known {
-		if has[p.ID] || !p.DeletedAt.IsZero() {
+		// Of one that was made in another repository this log may have a copy, or not.
+		if has[p.ID] || !p.DeletedAt.IsZero() || p.Repository != r.Repository.ID() {
 			continue
 		}
 		deleted, err := r.Repository.CheckCommitted(ctx, p.Machine, p.ID)

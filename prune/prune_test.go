@@ -530,6 +530,30 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%+v, %v", res, err)
 		}
 	})
+	t.Run("made in another repository", func(t *testing.T) {
+		w := newWorld(t, nil)
+		ids := w.backups(3, func() string { return w.Store1(w.m) })
+		for _, id := range ids[:2] { // one that is here as a copy, and one that is not
+			p, err := w.Catalog.Points.Get(ctx, id)
+			w.Must(err)
+			p.Repository = strings.Repeat("a", 32)
+			w.Must(w.Catalog.Points.Record(ctx, p))
+		}
+		w.Must(w.Repo.Delete(ctx, w.m.ID, ids[0], "never copied"))
+		w.Mark(ids[1], custody.Mark{Kind: custody.MarkTag, Name: "a", Set: true})
+		res, err := w.prune(policy.Retention{KeepLast: 1})
+		w.Must(err)
+		if len(res.Finished) != 0 || !slices.Equal(w.listed(), ids[2:]) {
+			t.Errorf("finished %v, listed %v", res.Finished, w.listed())
+		}
+		for i, id := range ids[:2] {
+			p, err := w.Catalog.Points.Get(ctx, id)
+			w.Must(err)
+			if p.DeletedAt.IsZero() != (i == 0) {
+				t.Errorf("recovery point %d is deleted at %v", i, p.DeletedAt)
+			}
+		}
+	})
 	t.Run("not in the catalog yet", func(t *testing.T) {
 		w := newWorld(t, nil)
 		ids := w.backups(3, func() string { return w.Store1(w.m) })

@@ -13,7 +13,6 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/prune"
-	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 
@@ -102,8 +101,10 @@ func (s routes) forget(ctx context.Context, ref string, e audit.Event) error {
 	if err != nil {
 		return fail(err)
 	}
-	if p.Repository != repo.ID() {
-		return fail(fmt.Errorf("it is in repository %s: %w", p.Repository, repository.ErrNotFound))
+	if p.Repository != repo.ID() { // it may be here as a copy, and is to be deleted here only then
+		if _, err := s.RepositoryPoint(ctx, repo, p); err != nil {
+			return fail(fmt.Errorf("it was made in repository %s: %w", p.Repository, err))
+		}
 	}
 	deps := s.Pruning(ctx, c, repo, nil)
 	// A mark that cannot be read does not keep who names one recovery point from
