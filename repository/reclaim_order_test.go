@@ -91,12 +91,16 @@ func sparse(seed uint64, n int) []byte {
 // second one still needs a little: of its segment and of its map object.
 func mostlyDead(tb testing.TB, st store.Store) (f *fixture, kept repository.Point, content []byte) {
 	tb.Helper()
-	const blocks = 12 * 32
+	const blocks = 8 * 32
 	f = newFixture(tb, st, repository.SealingAESGCM)
 	d := sparse(1, blocks)
 	p, _ := f.backup(tb, &memDisk{p: d}, repository.BeginOptions{})
 	d = bytes.Clone(d)
-	copy(d, sparse(1000, blocks-2*32))
+	for b := range blocks - 2*32 {
+		if b%4 != 0 { // whoever wrote them side by side: at least one segment is mostly dead
+			copy(d[b*65536:], noise(uint64(1000+b), 4096))
+		}
+	}
 	kept, _ = f.backup(tb, &memDisk{p: d}, repository.BeginOptions{})
 	if err := f.repo.Delete(tb.Context(), f.machine.ID, p.ID, "test"); err != nil {
 		tb.Fatal(err)
@@ -150,7 +154,7 @@ func TestReclaimOrder(t *testing.T) {
 	f, kept, content0 := mostlyDead(t, st)
 	st.lines = nil
 	res := f.reclaim(t, repository.ReclaimOptions{})
-	if res.Rewritten.Objects != 2 || res.Fence < 0 || res.Freed <= 0 {
+	if res.Rewritten.Objects < 2 || res.Fence < 0 || res.Freed <= 0 {
 		t.Fatalf("%+v", res)
 	}
 	f.reclaimed(t, map[string][]byte{kept.ID: content0}, 0.5, lastBirth(t, f))
@@ -368,7 +372,7 @@ func TestReclaimBesideReader(t *testing.T) {
 		if strings.HasPrefix(key, "seg/") {
 			if reads++; reads == 3 {
 				other.repo = other.open(t)
-				if res := other.reclaim(t, repository.ReclaimOptions{}); res.Rewritten.Objects != 2 {
+				if res := other.reclaim(t, repository.ReclaimOptions{}); res.Rewritten.Objects < 2 {
 					t.Errorf("%+v", res)
 				}
 			}
@@ -411,10 +415,10 @@ func TestReclaimUnderLock(t *testing.T) {
 func TestReclaimIsProportional(t *testing.T) {
 	st := &tracedStore{Store: memstore.New()}
 	f := newFixture(t, st, repository.SealingAESGCM)
-	d := sparse(1, 60*32)
+	d := sparse(1, 40*32)
 	var points []repository.Point
 	for i := range 60 {
-		copy(d[(i*32+5)*65536:], noise(uint64(5000+i), 4096))
+		copy(d[(i%40*32+5)*65536:], noise(uint64(5000+i), 4096))
 		p, _ := f.backup(t, &memDisk{p: d}, repository.BeginOptions{})
 		points = append(points, p)
 	}

@@ -178,8 +178,23 @@ func (f *fixture) reclaimed(tb testing.TB, images map[string][]byte, maxDead flo
 		if !bytes.Equal(got, images[p.ID]) {
 			tb.Fatalf("recovery point %s differs", p.ID)
 		}
+		mf, err := r.Manifest(tb.Context(), p)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		for _, h := range mf.Disks[0].Headers {
+			if err := r.CheckHeader(tb.Context(), f.machine.ID, h.ID); err != nil {
+				tb.Errorf("recovery point %s: %v", p.ID, err)
+			}
+		}
 	}
-	for key, s := range f.shares(tb, f.markAll(tb)) {
+	marks := f.markAll(tb)
+	for _, key := range slices.Concat(allKeys(tb, f.st, "headers-a/"), allKeys(tb, f.st, "headers-b/")) {
+		if !marks.headers[key[strings.LastIndexByte(key, '/')+1:]] {
+			tb.Errorf("%s is of no listed recovery point", key)
+		}
+	}
+	for key, s := range f.shares(tb, marks) {
 		_, name, _, _ := format.Original(key)
 		if name.Birth() > limit {
 			continue
@@ -360,4 +375,3 @@ func change(rnd *rand.Rand, d *[]byte) {
 	// The last page is never zeroes: a backup that fails there stored the rest.
 	copy((*d)[max(len(*d)-10, 0):], noise(rnd.Uint64(), 10))
 }
-

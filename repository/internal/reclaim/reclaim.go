@@ -13,7 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
@@ -181,13 +184,9 @@ func (r *run) do(ctx context.Context) (err error) {
 	if err := r.sweep(ctx); err != nil {
 		return err
 	}
-	if err := r.sweepSmall(ctx); err != nil {
+	if _, err := r.remove(ctx, r.small); err != nil {
 		return err
 	}
-	for _, e := range r.next.Objects {
-		r.res.Dead += int64(e.Dead)
-	}
-	r.res.Dead = 0
 	for n, e := range r.next.Objects {
 		r.res.Dead += int64(e.Dead) * unit(n)
 	}
@@ -247,22 +246,41 @@ func (r *run) content(ctx context.Context, n *node) (*Content, error) {
 	return c, nil
 }
 
-// remove deletes an object; done is false where the store holds it.
-func (r *run) remove(ctx context.Context, i store.Info) (done bool, err error) {
+// deletions under way at once: a store far away takes its time for each.
+const deletions = 8
+
+// remove deletes objects and says which of them the store holds.
+func (r *run) remove(ctx context.Context, all []store.Info) (held map[string]bool, err error) {
+	if len(all) == 0 {
+		return nil, nil
+	}
 	if err := r.fence(ctx); err != nil {
-		return false, err
+		return nil, err
 	}
-	if !r.o.DryRun {
-		err := r.Store.Delete(ctx, i.Key)
-		if errors.Is(err, store.ErrLocked) {
-			r.res.Locked.add(i.Size)
-			return false, nil
-		}
-		if err != nil && !errors.Is(err, store.ErrNotExist) {
-			return false, fmt.Errorf("delete %s: %w", i.Key, err)
-		}
+	held = map[string]bool{}
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(deletions)
+	for _, i := range all {
+		group.Go(func() error {
+			var err error
+			if !r.o.DryRun {
+				err = r.Store.Delete(ctx, i.Key)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, store.ErrLocked):
+				held[i.Key] = true
+				r.res.Locked.add(i.Size)
+			case err == nil, errors.Is(err, store.ErrNotExist):
+				r.res.Deleted.add(i.Size)
+				r.res.Freed += i.Size
+			default:
+				return fmt.Errorf("delete %s: %w", i.Key, err)
+			}
+			return nil
+		})
 	}
-	r.res.Deleted.add(i.Size)
-	r.res.Freed += i.Size
-	return true, nil
+	return held, group.Wait()
 }

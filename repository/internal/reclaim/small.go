@@ -98,12 +98,3 @@ func (r *run) deadHeader(ctx context.Context, key, hid string) (bool, error) {
 	d := g.Keyed([]byte("header"), body)
 	return hex.EncodeToString(d[:16]) != hid, nil
 }
-
-func (r *run) sweepSmall(ctx context.Context) error {
-	for _, i := range r.small {
-		if _, err := r.remove(ctx, i); err != nil {
-			return err
-		}
-	}
-	return nil
-}

@@ -25,7 +25,8 @@ type opened struct {
 	suspect
 	items  []item
 	bytes  int64 // in all parts, tables and headers aside
-	unsure bool  // it cannot be read as a whole: it stays
+	needed int64
+	unsure bool // it cannot be read as a whole: it stays
 }
 
 // item is one extent or page.
@@ -59,10 +60,8 @@ func (r *run) sweep(ctx context.Context) error {
 		if err := r.lookUp(ctx, os); err != nil {
 			return err
 		}
-		for _, o := range os {
-			if err := r.settle(ctx, o); err != nil {
-				return err
-			}
+		if err := r.settle(ctx, os); err != nil {
+			return err
 		}
 		os, items = nil, 0
 		return nil
@@ -212,49 +211,53 @@ func readable(err error) error {
 	return err
 }
 
-// settle deletes, rewrites or keeps an object.
-func (r *run) settle(ctx context.Context, o *opened) error {
-	if o.unsure {
-		return nil
-	}
-	needed := int64(0)
-	for i := range o.items {
-		if o.items[i].needed {
-			needed += o.items[i].size(o.name.Map)
+// settle deletes what is wholly dead, then rewrites or keeps the others.
+func (r *run) settle(ctx context.Context, os []*opened) error {
+	var gone []store.Info
+	for _, o := range os {
+		for i := range o.items {
+			if o.items[i].needed {
+				o.needed += o.items[i].size(o.name.Map)
+			}
+		}
+		if o.needed == 0 && !o.unsure {
+			gone = append(gone, o.parts...)
 		}
 	}
-	dead := o.bytes - needed
-	switch {
-	case needed == 0:
-		held := false
-		for _, p := range o.parts {
-			done, err := r.remove(ctx, p)
-			if err != nil {
+	held, err := r.remove(ctx, gone)
+	if err != nil {
+		return err
+	}
+	for _, o := range os {
+		dead := o.bytes - o.needed
+		switch {
+		case o.unsure:
+		case o.needed == 0:
+			delete(r.next.Objects, o.name)
+			for _, p := range o.parts {
+				if held[p.Key] {
+					r.note(o.name, o.size(), o.size())
+				}
+			}
+		case float64(dead) < r.o.MaxDead*float64(o.bytes), o.name.Map && dead < minFreed, r.res.Locked.Objects > 0:
+			r.note(o.name, dead, o.bytes)
+		default:
+			if err := r.rewrite(ctx, o); err != nil {
 				return err
 			}
-			held = held || !done
 		}
-		if held {
-			r.note(o.name, o.size(), o.size())
-		} else {
-			delete(r.next.Objects, o.name)
-		}
-		return nil
-	case float64(dead) < r.o.MaxDead*float64(o.bytes), o.name.Map && dead < minFreed, r.res.Locked.Objects > 0:
-		r.note(o.name, dead, o.bytes)
-		return nil
 	}
-	return r.rewrite(ctx, o, needed)
+	return nil
 }
 
 // rewrite replaces all parts of an object by a replica of what is needed. The
 // replica is always a new one: a part that was there may be about to be deleted
 // by another reclaim, in favour of one that it wrote.
-func (r *run) rewrite(ctx context.Context, o *opened, needed int64) error {
+func (r *run) rewrite(ctx context.Context, o *opened) error {
 	if err := r.fence(ctx); err != nil {
 		return err
 	}
-	written := store.Info{Size: needed + format.SegmentHeaderSize}
+	written := store.Info{Size: o.needed + format.SegmentHeaderSize}
 	if !r.o.DryRun {
 		var err error
 		if o.name.Map {
@@ -273,13 +276,11 @@ func (r *run) rewrite(ctx context.Context, o *opened, needed int64) error {
 			return err
 		}
 	}
-	held := r.res.Locked.Objects
-	for _, p := range o.parts {
-		if _, err := r.remove(ctx, p); err != nil {
-			return err
-		}
+	held, err := r.remove(ctx, o.parts)
+	if err != nil {
+		return err
 	}
-	if r.res.Locked.Objects > held {
+	if len(held) > 0 {
 		// The store holds what was to be replaced: then the replica only costs.
 		delete(r.next.Objects, o.name)
 		if err := r.Store.Delete(ctx, written.Key); err == nil {
@@ -290,7 +291,7 @@ func (r *run) rewrite(ctx context.Context, o *opened, needed int64) error {
 	}
 	r.res.Rewritten.add(written.Size)
 	r.res.Freed -= written.Size
-	r.note(o.name, 0, needed)
+	r.note(o.name, 0, o.needed)
 	return nil
 }
 
