@@ -33,7 +33,7 @@ type ScanOptions struct {
 	// called. The content root is compared all the same.
 	Pick func(off int64, segments []string) bool
 	// Stored is asked about the segments of units whose content is not read; its
-	// error is damage of the blocks in that segment. nil: their headers are read.
+	// error is damage of the blocks in that segment. Pick needs it.
 	Stored func(key string) error
 	// Progress is called with the bytes done so far.
 	Progress func(done, total int64)
@@ -301,7 +301,7 @@ func (s *scan) unit(ctx context.Context, g *format.Digester, r *extents.Reader, 
 			keys[i] = format.SegmentKey(s.m.Machine.ID, n)
 		}
 		if !s.o.Pick(off, keys) {
-			if err := s.passed(ctx, l, names, keys, func(err error, block int) error {
+			if err := s.passed(l, names, keys, func(err error, block int) error {
 				return bad(err, off+int64(block)*format.BlockSize, format.BlockSize)
 			}); err != nil {
 				return err
@@ -388,14 +388,9 @@ func segmentsOf(l *format.Leaf) (names []format.Name) {
 }
 
 // passed looks after the segments of a unit whose content is not read.
-func (s *scan) passed(ctx context.Context, l *format.Leaf, names []format.Name, keys []string, bad func(err error, block int) error) error {
+func (s *scan) passed(l *format.Leaf, names []format.Name, keys []string, bad func(err error, block int) error) error {
 	for i, name := range names {
-		var err error
-		if s.o.Stored != nil {
-			err = s.o.Stored(keys[i])
-		} else {
-			_, err = s.m.segments.Get(ctx, name)
-		}
+		err := s.o.Stored(keys[i])
 		if err == nil {
 			continue
 		}
