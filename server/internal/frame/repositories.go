@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository"
 )
 
@@ -57,7 +58,9 @@ type Repositories interface {
 // Place finds a repository of the installation by name, URL or id.
 func (s *Frame) Place(name string) (Place, error) {
 	all := s.Repositories.List()
-	i := slices.IndexFunc(all, func(p Place) bool { return p.Name == name || p.ID == name || p.URL == name })
+	i := slices.IndexFunc(all, func(p Place) bool {
+		return p.Name == name || p.ID == name || p.URL == name || disk.SameLocal(name, p.URL)
+	})
 	if i < 0 {
 		p := NewProblem(http.StatusNotFound, api.ExitFailed, fmt.Sprintf("find repository: this installation has no repository %q", Clip(name)))
 		p.Hint = "'lockstep repository list' shows the repositories; 'lockstep repository add' adds one"

@@ -139,6 +139,10 @@ func (s routes) add(ctx context.Context, req *frame.In[api.RepositoryAdd]) (*fra
 		a, err := s.Repositories.Add(ctx, frame.NewPlace{
 			Name: r.Name, URL: r.URL, PassphraseFile: r.PassphraseFile, IdentityFile: r.IdentityFile, KitFile: r.KitFile,
 		})
+		var refused *api.Error
+		if errors.As(err, &refused) { // what it says is for who asked
+			return nil, (*frame.Problem)(refused)
+		}
 		if err != nil {
 			return nil, err
 		}
