@@ -2,6 +2,7 @@ package repository_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -551,4 +552,50 @@ func TestCopyBehindAFence(t *testing.T) {
 	}
 	p.dst, p.dstMem = third, third.st.(*memstore.Store)
 	p.mustList(t, all...)
+}
+
+// meddler does something at the first Put below a prefix.
+type meddler struct {
+	store.Store
+	prefix string
+	once   sync.Once
+	do     func()
+}
+
+func (m *meddler) Put(ctx context.Context, key string, p []byte) error {
+	if strings.HasPrefix(key, m.prefix) {
+		m.once.Do(m.do)
+	}
+	return m.Store.Put(ctx, key, p)
+}
+
+// TestFenceMeetsACopy: a reclaim of the destination begins when all objects of
+// a recovery point are there and its entry is not. What the reclaim may delete
+// is brought under other names before the entry is written.
+func TestFenceMeetsACopy(t *testing.T) {
+	for _, prefix := range []string{"points/", "log/"} {
+		p := newPair(t, repository.SealingAESGCM)
+		p.destination(t, repository.SealingAESGCM)
+		var left []string
+		m := &meddler{Store: p.dstMem, prefix: prefix, do: func() {
+			other := *p.dst
+			other.repo = p.dst.open(t)
+			fence(t, &other, p.machine.ID, p.points[2].Birth)
+			left = append(allKeys(t, p.dstMem, "seg/"), allKeys(t, p.dstMem, "map/")...)
+		}}
+		f := *p.dst
+		f.st = m
+		p.dst.repo = f.open(t)
+		res := p.copy(t, p.options())
+		if len(res.Points) != 3 || res.Replicas == 0 || len(left) == 0 {
+			t.Fatalf("%s: %+v, %v", prefix, res, left)
+		}
+		for _, key := range left { // nothing listed referred to them when the fence came
+			if err := p.dstMem.Delete(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.dst.repo = p.dst.open(t)
+		p.mustList(t, ids(p.points)...)
+	}
 }

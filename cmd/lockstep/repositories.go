@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -356,15 +357,27 @@ func (e *engine) join(ctx context.Context, st store.Store, host envelope.Secret,
 		return "", "", "", err
 	}
 	defer repo.Close()
-	writer, err := envelope.ReadSigningKeyFile(e.dir.writerKey())
+	counts := func(path string) (bool, error) {
+		key, err := envelope.ReadSigningKeyFile(path)
+		if err != nil {
+			return false, err
+		}
+		defer key.Wipe()
+		_, revoked, ok := repo.Trust().Key(key.ID())
+		return ok && revoked == nil, nil
+	}
+	writes, err := counts(e.dir.writerKey())
+	if err == nil {
+		// One with our custodian is ours: an addition that was interrupted goes on.
+		added.Made, err = counts(e.dir.custodianKey())
+	}
 	if err != nil {
 		return "", "", "", err
 	}
-	if _, revoked, ok := repo.Trust().Key(writer.ID()); !ok || revoked != nil {
+	if !writes {
 		added.Warnings = append(added.Warnings, "it is another installation's: recovery points can be copied and restored from it, not to it")
 	}
-	writer.Wipe()
-	if o.TrustRoot == "" {
+	if o.TrustRoot == "" && !added.Made {
 		added.Warnings = append(added.Warnings, "nothing vouched for it: its trust log is pinned as it is now ("+repo.Trust().Root+")")
 	}
 	recipients, err := envelope.RecipientsOf(host)
@@ -402,7 +415,15 @@ func (e *engine) placeKit(n server.NewPlace, c repositoryConfig, location string
 			path = filepath.Join(here, filepath.Base(path))
 		}
 	}
-	if err := kit.Write(path, k); err != nil {
+	err := kit.Write(path, k)
+	if old, rerr := kit.Read(path); errors.Is(err, fs.ErrExist) && rerr == nil && old.Repository == k.Repository && old.TrustRoot == k.TrustRoot {
+		old.Identity.Wipe()
+		err = nil // it was written before
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return taken(fmt.Sprintf("add repository: %s exists already", path), "--kit FILE names another place for its recovery kit")
+	}
+	if err != nil {
 		return err
 	}
 	added.KitFile = path

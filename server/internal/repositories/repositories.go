@@ -34,6 +34,7 @@ func Register(f *frame.Frame) {
 type listed struct {
 	machines int
 	points   map[string]repository.Point
+	newest   []repository.Point // of each machine
 }
 
 func (s routes) list(ctx context.Context, _ *frame.None) (*frame.Out[[]api.Repository], error) {
@@ -87,6 +88,9 @@ func look(ctx context.Context, repo *repository.Repository) (*listed, error) {
 		for _, p := range points {
 			l.points[p.ID] = p
 		}
+		if n := len(points); n > 0 {
+			l.newest = append(l.newest, points[n-1])
+		}
 	}
 	return l, errors.Join(bad...)
 }
@@ -94,7 +98,7 @@ func look(ctx context.Context, repo *repository.Repository) (*listed, error) {
 func (s routes) describe(ctx context.Context, v *api.Repository, repo *repository.Repository, l, primary *listed) {
 	v.Reachable, v.Machines, v.Points = true, l.machines, len(l.points)
 	var newest time.Time
-	for _, p := range l.points {
+	for _, p := range l.newest {
 		at := p.Time
 		if c, err := s.Catalog(ctx); err == nil {
 			if known, err := c.Points.Get(ctx, p.ID); err == nil {
