@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/lockstep-backup/lockstep/repository"
@@ -367,10 +368,10 @@ func TestReclaimBesideReader(t *testing.T) {
 	other := *f
 	other.st = st.Store
 	r := f.open(t)
-	reads := 0
+	var reads atomic.Int64
 	st.read = func(key string) {
 		if strings.HasPrefix(key, "seg/") {
-			if reads++; reads == 3 {
+			if reads.Add(1) == 3 {
 				other.repo = other.open(t)
 				if res := other.reclaim(t, repository.ReclaimOptions{}); res.Rewritten.Objects < 2 {
 					t.Errorf("%+v", res)
@@ -381,8 +382,8 @@ func TestReclaimBesideReader(t *testing.T) {
 	if got, err := readPoint(r, kept); err != nil || !bytes.Equal(got, d) {
 		t.Fatalf("content differs, %v", err)
 	}
-	if reads < 3 {
-		t.Fatalf("%d reads", reads)
+	if reads.Load() < 3 {
+		t.Fatalf("%d reads", reads.Load())
 	}
 }
 
@@ -429,6 +430,8 @@ func TestReclaimIsProportional(t *testing.T) {
 	f.repo = f.open(t)
 	large := map[string]bool{}
 	st.read = func(key string) {
+		st.mu.Lock()
+		defer st.mu.Unlock()
 		if strings.HasPrefix(key, "seg/") || strings.HasPrefix(key, "map/") {
 			large[key] = true
 		}
@@ -439,5 +442,38 @@ func TestReclaimIsProportional(t *testing.T) {
 	}
 	if res.Deleted.Objects == 0 {
 		t.Errorf("%+v", res)
+	}
+}
+
+// TestStats: what a recovery point alone holds is what deleting it frees.
+func TestStats(t *testing.T) {
+	f := newFixture(t, memstore.New(), repository.SealingAESGCM)
+	d := sparse(1, 64)
+	var points []repository.Point
+	for i := range 4 {
+		copy(d[i*65536:], noise(uint64(100+i), 8*65536))
+		p, _ := f.backup(t, &memDisk{p: d}, repository.BeginOptions{})
+		points = append(points, p)
+	}
+	before, err := f.repo.Stats(t.Context(), f.machine.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.Logical != 4*int64(len(d)) || len(before.Points) != 4 || before.Objects != int64(len(allKeys(t, f.st, "seg/"))+12) {
+		t.Fatalf("%+v", before)
+	}
+	if err := f.repo.Delete(t.Context(), f.machine.ID, points[1].ID, "test"); err != nil {
+		t.Fatal(err)
+	}
+	f.reclaim(t, repository.ReclaimOptions{MaxDead: 0.01})
+	after, err := f.repo.Stats(t.Context(), f.machine.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if freed := before.Needed - after.Needed; freed != before.Points[1].Alone || freed < 65536 {
+		t.Errorf("%d bytes are needed less, it was said to be %d", freed, before.Points[1].Alone)
+	}
+	if after.Stored >= before.Stored || after.Needed+after.Dead > after.Stored {
+		t.Errorf("%+v, then %+v", before, after)
 	}
 }

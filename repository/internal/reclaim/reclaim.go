@@ -70,7 +70,10 @@ type Options struct {
 }
 
 // DefaultMaxDead: rewriting at half dead moves at most as many bytes as it
-// frees, and keeps what is stored below twice what is needed.
+// frees, and keeps what is stored below twice what is needed. Measured with 80
+// incrementals of 1 % random pages, the last 10 kept: a quarter rewrites 56 %
+// of what changed for 1.06 times the bytes needed, a half 14 % for 1.10 times,
+// never 0 % for 1.17 times.
 const DefaultMaxDead = 0.5
 
 // Count is a number of objects and their bytes.
