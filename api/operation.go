@@ -107,6 +107,7 @@ type Damage struct {
 	Range   *Range   `json:"range,omitempty"`
 	Points  []string `json:"points,omitempty"`
 	Error   string   `json:"error"`
+	From    string   `json:"repairable_from,omitempty" doc:"name of the repository from which 'repository repair' can bring it back"`
 }
 
 // RebuildResult says what the catalog has again and what it cannot have.

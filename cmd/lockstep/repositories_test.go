@@ -176,7 +176,9 @@ func TestDamageIsRepairedFromTheCopy(t *testing.T) {
 		t.Errorf("the restore says\n%s", stderr)
 	}
 	same(t, image, w.path("restored.img"))
-	w.want(6, "", "verify")
+	if v := asked[api.VerifyResult](w, 6, "", "verify"); len(v.Damage) == 0 || v.Damage[0].From != "offsite" {
+		t.Fatalf("%+v", v)
+	}
 	dry := asked[api.RepairResult](w, 0, "", "repository", "repair", "--dry-run")
 	if len(dry.Repaired) == 0 || len(dry.Failed) != 0 || dry.Repaired[0].From != "offsite" {
 		t.Fatalf("%+v", dry)

@@ -109,9 +109,27 @@ func (s routes) verify(ctx context.Context, points []catalog.Point, req verify.R
 	}
 	r := frame.Result{JobResult: api.JobResult{Verify: res}}
 	if len(res.Damage) > 0 {
+		s.repairable(ctx, repo, res.Damage, p)
 		r.Exit, r.Found = api.ExitDamaged, true
 	}
 	return r, err
+}
+
+// repairable says of damage from where it can be repaired.
+func (s routes) repairable(ctx context.Context, repo *repository.Repository, damage []api.Damage, p *job.Reporter) {
+	var keys []string
+	for _, d := range damage {
+		if !slices.Contains(keys, d.Object) {
+			keys = append(keys, d.Object)
+		}
+	}
+	from := s.RepairFrom(ctx, repo, keys)
+	for i := range damage {
+		damage[i].From = from[damage[i].Object]
+	}
+	if len(from) > 0 {
+		p.Warning("%d of %d damaged objects can be brought back: 'lockstep repository repair'", len(from), len(keys))
+	}
 }
 
 // expected is what the catalog knows to be in the repository: of the recovery

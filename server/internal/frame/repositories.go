@@ -14,6 +14,7 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/repository/copies"
 )
 
 // Place is one of the installation's repositories.
@@ -163,4 +164,33 @@ func (s *Frame) Behind(ctx context.Context, c *catalog.Catalog, machine, newest 
 		}
 	}
 	return names, nil
+}
+
+// mostAsked bounds how many damaged objects others are asked for: each is read there.
+const mostAsked = 64
+
+// RepairFrom says from which repository damaged objects of repo, by their keys,
+// can be brought back: of the first of them, where there are many.
+func (s *Frame) RepairFrom(ctx context.Context, repo *repository.Repository, keys []string) map[string]string {
+	names := map[string]string{}
+	var others []*repository.Repository
+	for _, p := range s.Repositories.List() {
+		names[p.ID] = p.Name
+		if p.ID == repo.ID() {
+			names[""] = p.Name // the object's own second copy
+			continue
+		}
+		if other, err := s.Repositories.Open(ctx, p.Name); err == nil {
+			others = append(others, other)
+		}
+	}
+	found, err := copies.Repair(ctx, repo, others, keys[:min(len(keys), mostAsked)], copies.RepairOptions{DryRun: true})
+	if err != nil {
+		s.Log.Info("what can be repaired is not known", "error", err)
+	}
+	from := map[string]string{}
+	for _, x := range found.Repaired {
+		from[x.Object] = names[x.From]
+	}
+	return from
 }
