@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
@@ -20,7 +19,6 @@ type DiskReader struct {
 	m      *machine
 	disk   Disk
 	tree   *blockmap.Tree
-	pool   sync.Pool
 	blocks int64
 }
 
@@ -34,9 +32,7 @@ func (r *Repository) OpenDisk(ctx context.Context, mid string, d Disk) (*DiskRea
 	if err != nil {
 		return nil, fmt.Errorf("open disk %s: %w", d.ID, err)
 	}
-	dr := &DiskReader{ctx: ctx, m: m, disk: d, tree: t, blocks: format.BlockCount(d.Size)}
-	dr.pool.New = func() any { return &readBuffers{r: newReader(m)} }
-	return dr, nil
+	return &DiskReader{ctx: ctx, m: m, disk: d, tree: t, blocks: format.BlockCount(d.Size)}, nil
 }
 
 type readBuffers struct {
@@ -55,11 +51,11 @@ func (d *DiskReader) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errors.New("read disk: negative offset")
 	}
-	b := d.pool.Get().(*readBuffers)
-	defer d.pool.Put(b)
-	if b.buf == nil {
-		b.buf = disk.AlignedBuffer(format.LeafSize + format.PageSize)
+	b, ok := d.m.buffers.Get().(*readBuffers)
+	if !ok {
+		b = &readBuffers{newReader(d.m), disk.AlignedBuffer(format.LeafSize + format.PageSize)}
 	}
+	defer d.m.buffers.Put(b)
 	n := 0
 	for n < len(p) && off+int64(n) < d.disk.Size {
 		at := off + int64(n)

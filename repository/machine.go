@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/envelope"
@@ -32,6 +33,7 @@ type machine struct {
 	segments *segment.Cache
 	maps     *blockmap.Cache
 	log      *machinelog.Log
+	buffers  sync.Pool // *readBuffers, of all readers of its disks
 }
 
 // newReader makes a reader of stored extents, for one goroutine.
