@@ -159,8 +159,11 @@ const (
 // TestCrash strikes every operation of every step of several lives.
 func TestCrash(t *testing.T) {
 	n, want := lives, wantPoints
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		n, want = 1, wantPoints/lives/2
+	case soak():
+		n, want = 10*lives, 10*wantPoints
 	}
 	type crashPoint struct {
 		seed   uint64

@@ -212,10 +212,13 @@ func (s *network) List(ctx context.Context, prefix string, fn func(store.Info) e
 // network has. The step may fail; nothing that is listed may be lost or differ,
 // and the next process goes on.
 func TestNetwork(t *testing.T) {
-	every := 3 // operations of reading of which one is struck
-	seeds := uint64(2)
-	if testing.Short() {
-		every, seeds = 40, 1
+	every := 15 // operations of reading of which one is struck
+	seeds := uint64(1)
+	switch {
+	case testing.Short():
+		every = 60
+	case soak():
+		every, seeds = 1, 10
 	}
 	type blow struct {
 		seed   uint64
@@ -276,10 +279,16 @@ func TestNetwork(t *testing.T) {
 			}
 			for there, n := range map[bool]*network{false: a, true: b} {
 				for at, op := range n.ops {
-					reading := op == "read" || op == "stat" || op == "write" || op == "create"
 					for k, tr := range troubles[op] {
-						if reading && (at+k)%every != 0 {
-							continue
+						switch op {
+						case "read", "stat":
+							if (at+k)%every != 0 {
+								continue
+							}
+						case "list":
+							if (at+k)%max(every/3, 1) != 0 {
+								continue
+							}
 						}
 						work <- blow{seed, start, s, steps[i+1:], there, at + 1, op, tr}
 					}
