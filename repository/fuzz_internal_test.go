@@ -236,25 +236,25 @@ func TestTreeHashOfZeroes(t *testing.T) {
 			leaves += max(n, 1) // -1: one leaf of data
 		}
 		level := format.Levels(leaves * format.LeafSize)
-		at, one := treeHash{level: level}, treeHash{level: level}
+		at, one := format.TreeHash{Level: level}, format.TreeHash{Level: level}
 		for i, n := range runs {
 			if n < 0 {
-				at.add(g, leaf(i))
-				one.add(g, leaf(i))
+				at.Add(g, leaf(i))
+				one.Add(g, leaf(i))
 				continue
 			}
-			at.zeros(g, n)
+			at.Zeros(g, n)
 			for range n {
-				one.add(g, format.Digest{})
+				one.Add(g, format.Digest{})
 			}
 		}
-		if at.root(g) != one.root(g) {
+		if at.Root(g) != one.Root(g) {
 			t.Errorf("runs %v: another root", runs)
 		}
 	}
-	huge := treeHash{level: format.Levels(1 << 62)}
-	huge.zeros(g, format.LeafCount(1<<62))
-	if !huge.root(g).Zero() {
+	huge := format.TreeHash{Level: format.Levels(1 << 62)}
+	huge.Zeros(g, format.LeafCount(1<<62))
+	if !huge.Root(g).Zero() {
 		t.Error("a disk of zeroes has a root")
 	}
 }

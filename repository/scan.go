@@ -59,7 +59,7 @@ type ScanOptions struct {
 // although ranges were damaged; whole is false then.
 func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err error) {
 	s := &scan{DiskReader: d, o: o, leaves: format.LeafCount(d.disk.Size), pending: map[int64]format.Digest{}, whole: true}
-	s.hash.level = d.tree.Level
+	s.hash.Level = d.tree.Level
 	if o.Only.Length > 0 {
 		s.next, s.leaves = o.Only.Offset/format.LeafSize, min(format.LeafCount(o.Only.End()), s.leaves)
 	}
@@ -96,7 +96,7 @@ func (d *DiskReader) Scan(ctx context.Context, o ScanOptions) (whole bool, err e
 	}
 	g := d.m.Digester()
 	defer d.m.Release(g)
-	root := g.Root(d.disk.Size, s.hash.root(g))
+	root := g.Root(d.disk.Size, s.hash.Root(g))
 	if got := hex.EncodeToString(root[:]); got != d.disk.ContentRoot {
 		return false, &DamageError{Object: "manifest", Machine: d.m.Machine.ID, Disk: d.disk.ID, Err: errors.New("content root of what was read is not the recovery point's")}
 	}
@@ -109,7 +109,7 @@ type scan struct {
 	leaves int64
 
 	mu      sync.Mutex
-	hash    treeHash
+	hash    format.TreeHash
 	next    int64                   // leaf whose node comes next
 	moved   sync.Cond               // next did
 	pending map[int64]format.Digest // nodes of leaves that finished early; bounded by what is in flight
@@ -221,11 +221,11 @@ func (s *scan) finish(i, n int64, node format.Digest, length int64) {
 	for {
 		if n, ok := s.zeros[s.next]; ok {
 			delete(s.zeros, s.next)
-			s.hash.zeros(g, n)
+			s.hash.Zeros(g, n)
 			s.next += n
 		} else if d, ok := s.pending[s.next]; ok {
 			delete(s.pending, s.next)
-			s.hash.add(g, d)
+			s.hash.Add(g, d)
 			s.next++
 		} else {
 			break
@@ -466,60 +466,6 @@ func (s *scan) emit(p []byte, off int64, l *format.Leaf) error {
 		b = e
 	}
 	return nil
-}
-
-// treeHash computes the root over leaf nodes as they come in order.
-type treeHash struct {
-	level int
-	rows  [format.MaxLevel + 2][format.Fanout]format.Digest
-	fill  [format.MaxLevel + 2]int
-	top   format.Digest
-}
-
-func (t *treeHash) add(g *format.Digester, d format.Digest) { t.addAt(g, 0, d) }
-
-// addAt takes the root of a whole subtree of the given level.
-func (t *treeHash) addAt(g *format.Digester, level int, d format.Digest) {
-	for level++; level <= t.level; level++ {
-		t.rows[level][t.fill[level]] = d
-		t.fill[level]++
-		if t.fill[level] < format.Fanout {
-			return
-		}
-		d = g.Join32(&t.rows[level])
-		t.rows[level], t.fill[level] = [format.Fanout]format.Digest{}, 0
-	}
-	t.top = d
-}
-
-func (t *treeHash) zeros(g *format.Digester, n int64) {
-	for n > 0 {
-		level, span := 0, int64(1) // of the largest subtree that begins here and fits
-		for level < t.level && t.fill[level+1] == 0 && span*format.Fanout <= n {
-			level++
-			span *= format.Fanout
-		}
-		t.addAt(g, level, format.Digest{})
-		n -= span
-	}
-}
-
-func (t *treeHash) root(g *format.Digester) format.Digest {
-	if t.level == 0 {
-		return t.top
-	}
-	for level := 1; level <= t.level; level++ {
-		if t.fill[level] == 0 {
-			continue
-		}
-		d := g.Join32(&t.rows[level])
-		if level == t.level {
-			return d
-		}
-		t.rows[level+1][t.fill[level+1]] = d
-		t.fill[level+1]++
-	}
-	return t.top
 }
 
 // SameStored reports whether the block at offset off is stored in the very
