@@ -6,7 +6,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
+	"time"
+
+	"github.com/lockstep-backup/lockstep/repository"
 )
 
 // long makes n incrementals of random writes with the changed ranges known,
@@ -71,5 +75,34 @@ func (b *bench) long(n int, share float64, piece int64) error {
 	q, _ := ratio(b.wall["restore the last"], b.wall["restore the first"])
 	fmt.Printf("restore of the last ÷ restore of a first backup, cold, median of %d pairs: %.3f (%.2f s against %.2f s)\n", b.runs, q,
 		median(b.wall["restore the last"]), median(b.wall["restore the first"]))
+	ps, err := r.Points(ctx, machine)
+	if err != nil {
+		return err
+	}
+	const keep = 30
+	start := time.Now()
+	for _, p := range ps[:max(len(ps)-keep, 0)] {
+		if err := r.Delete(ctx, machine, p.ID, "bench"); err != nil {
+			return err
+		}
+	}
+	res, err := r.Reclaim(ctx, machine, repository.ReclaimOptions{})
+	if err != nil {
+		return err
+	}
+	wall := time.Since(start).Seconds()
+	used, err := usedBy(b.path("repo"))
+	if err != nil {
+		return err
+	}
+	fmt.Printf("keep the last %d: %.2f s; repository ÷ disk %.3f (before: of the first backup %.3f), dead bytes that stay ÷ repository %.3f; %d objects deleted, %d rewritten\n",
+		keep, wall, float64(used["total"])/float64(b.size), float64(first["total"])/float64(b.size), float64(res.Dead)/float64(used["total"]),
+		res.Deleted.Objects, res.Rewritten.Objects)
+	if err := b.engine("restore after keep", "restore", b.path("copy")); err != nil {
+		return err
+	}
+	if out, err := exec.Command("cmp", b.image, b.path("copy")).CombinedOutput(); err != nil {
+		return fmt.Errorf("restored image differs: %w\n%s", err, out)
+	}
 	return nil
 }

@@ -170,6 +170,9 @@ func (b *bench) scaleOne(size int64, share float64, points int) error {
 			}
 		}
 	}
+	if _, err := r.Reclaim(ctx, machine, repository.ReclaimOptions{}); err != nil {
+		return err
+	}
 	prune := time.Since(start).Seconds()
 	used, err := usedBy(b.path("scale"))
 	if err != nil {
