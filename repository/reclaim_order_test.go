@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/store"
@@ -92,12 +93,12 @@ func sparse(seed uint64, n int) []byte {
 // second one still needs a little: of its segment and of its map object.
 func mostlyDead(tb testing.TB, st store.Store) (f *fixture, kept repository.Point, content []byte) {
 	tb.Helper()
-	const blocks = 8 * 32
+	const blocks = 5 * 32
 	f = newFixture(tb, st, repository.SealingAESGCM)
 	d := sparse(1, blocks)
 	p, _ := f.backup(tb, &memDisk{p: d}, repository.BeginOptions{})
 	d = bytes.Clone(d)
-	for b := range blocks - 2*32 {
+	for b := range blocks - 32 {
 		if b%4 != 0 { // whoever wrote them side by side: at least one segment is mostly dead
 			copy(d[b*65536:], noise(uint64(1000+b), 4096))
 		}
@@ -336,7 +337,7 @@ func TestSleepingReclaim(t *testing.T) {
 			awake.repo = awake.open(t)
 			now := bytes.Clone(d)
 			for i := range 3 {
-				copy(now[(i*100)*65536:], noise(uint64(50+i), 20*65536))
+				copy(now[(i*50)*65536:], noise(uint64(50+i), 20*65536))
 				p, _ := awake.backup(t, &memDisk{p: bytes.Clone(now)}, repository.BeginOptions{})
 				images[p.ID] = bytes.Clone(now)
 				if i == 1 {
@@ -419,8 +420,22 @@ func TestReclaimIsProportional(t *testing.T) {
 	d := sparse(1, 40*32)
 	var points []repository.Point
 	for i := range 60 {
-		copy(d[(i%40*32+5)*65536:], noise(uint64(5000+i), 4096))
-		p, _ := f.backup(t, &memDisk{p: d}, repository.BeginOptions{})
+		at := int64(i%40*32+5) * 65536
+		copy(d[at:], noise(uint64(5000+i), 4096))
+		w, err := f.repo.Begin(t.Context(), f.machine.ID, repository.BeginOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dd, err := w.WriteDisk(t.Context(), repository.DiskInput{
+			ID: "vda", Source: &memDisk{p: d}, Known: i > 0, Changed: []disk.Range{{Offset: at, Length: 4096}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := w.Commit(t.Context(), &repository.Manifest{Disks: []repository.Disk{dd}})
+		if err != nil {
+			t.Fatal(err)
+		}
 		points = append(points, p)
 	}
 	full := f.reclaim(t, repository.ReclaimOptions{Recount: true, DryRun: true}).MapPages
