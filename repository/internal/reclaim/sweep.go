@@ -280,7 +280,7 @@ func (r *run) rewrite(ctx context.Context, o *opened) error {
 	if err != nil {
 		return err
 	}
-	if len(held) > 0 {
+	if len(held) > 0 && len(held) == len(o.parts) { // where a part is gone, the replica stands for it
 		// The store holds what was to be replaced: then the replica only costs.
 		delete(r.next.Objects, o.name)
 		if err := r.Store.Delete(ctx, written.Key); err == nil {
