@@ -13,7 +13,7 @@ import (
 // Inside is for the packages below repository/.
 func (r *Repository) Inside() inside.Repository {
 	return inside.Repository{
-		Store: r.st, Sealed: r.cfg.Sealing == SealingAESGCM, Writer: r.writer, ReadOnly: r.readOnly, Now: r.clock, DEK: r.dekKey(),
+		Store: r.st, Sealed: r.cfg.Sealing == SealingAESGCM, Writer: r.writer, ReadOnly: r.readOnly, Now: r.clock, DEK: r.dekKey(), Lock: r.lock,
 		Machine: func(ctx context.Context, mid string) (*machinekey.Keys, *machinelog.Log, error) {
 			m, err := r.machine(ctx, mid)
 			if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/holder"
+	"github.com/lockstep-backup/lockstep/repository/internal/retainlock"
 	"github.com/lockstep-backup/lockstep/repository/internal/settings"
 	"github.com/lockstep-backup/lockstep/repository/internal/trust"
 	"github.com/lockstep-backup/lockstep/repository/internal/twin"
@@ -58,6 +59,7 @@ type OpenOptions struct {
 	Writer    *envelope.SigningKey // nil: read only
 	ReadOnly  error                // why there is no Writer, for who tries to write; may be nil
 	TrustRoot string               // pinned digest of trust entry 0, "sha256:…"; empty: not pinned
+	Lock      LockPolicy           // for what is written; zero: nothing is locked
 	Log       *slog.Logger
 	Now       func() time.Time
 }
@@ -69,7 +71,8 @@ type Repository struct {
 	dek    envelope.Secret
 	trust  trust.Log // behind trustMu
 	writer *envelope.SigningKey
-	why    error // why there is no writer, may be nil
+	why    error             // why there is no writer, may be nil
+	lock   *retainlock.Store // st, where what is written is locked; else nil
 	log    *slog.Logger
 	now    func() time.Time
 
@@ -183,6 +186,13 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, er
 	}
 	if r.now == nil {
 		r.now = time.Now
+	}
+	if err := o.Lock.Check(); err != nil {
+		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
+	}
+	if o.Lock.For > 0 && o.Writer != nil {
+		r.lock = retainlock.New(st, o.Lock, r.now, r.log)
+		r.st, st = r.lock, r.lock
 	}
 	raw, err := twin.Get(ctx, st, format.ConfigKey, func(raw []byte) error { r.cfg, err = settings.Parse(raw); return err })
 	if err != nil {

@@ -34,6 +34,7 @@ type PointWriter struct {
 	birth  int64 // in the names of all that is stored
 	seen   []machinelog.Record
 	parent *Manifest
+	on     Point // of parent
 	maps   *blockmap.Writer
 	resume *resume.Leftovers
 	id     string
@@ -74,7 +75,8 @@ func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*Po
 	// A parent whose manifest is damaged must not stop backups: the one before
 	// it serves as well, for every recovery point is complete.
 	for i := len(points) - 1; i >= 0 && w.parent == nil && points[i].Sequence > damaged; i-- {
-		if w.parent, err = r.Manifest(ctx, points[i]); err != nil {
+		w.on = points[i]
+		if w.parent, err = r.Manifest(ctx, w.on); err != nil {
 			if errors.Is(err, ErrFormat) || !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound) {
 				return nil, err
 			}
@@ -200,6 +202,9 @@ func (w *PointWriter) Commit(ctx context.Context, mf *Manifest) (Point, error) {
 		mf.Parent = w.parent.Point
 	}
 	mf.Written, mf.Birth = w.r.clock(), &w.birth
+	if err := w.protect(ctx, mf); err != nil {
+		return Point{}, fmt.Errorf("commit: %w", err)
+	}
 	digest, err := w.r.putManifest(ctx, w.m, mf)
 	if err != nil {
 		return Point{}, fmt.Errorf("commit: %w", err)

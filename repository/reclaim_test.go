@@ -31,6 +31,12 @@ type marking struct {
 // recovery points.
 func (f *fixture) markAll(tb testing.TB) *marking {
 	tb.Helper()
+	return f.mark(tb, func(repository.Point) bool { return true })
+}
+
+// mark is markAll of some.
+func (f *fixture) mark(tb testing.TB, which func(repository.Point) bool) *marking {
+	tb.Helper()
 	keys := f.keys(tb)
 	m := &marking{extents: map[format.Name]map[uint32]bool{}, pages: map[format.Name]map[uint32]bool{}, headers: map[string]bool{}}
 	r := f.open(tb)
@@ -73,6 +79,9 @@ func (f *fixture) markAll(tb testing.TB) *marking {
 		}
 	}
 	for _, p := range points {
+		if !which(p) {
+			continue
+		}
 		mf, err := r.Manifest(tb.Context(), p)
 		if err != nil {
 			tb.Fatal(err)

@@ -59,6 +59,8 @@ type Manifest struct {
 	Time        time.Time `json:"time"`            // when the source's point in time was opened
 	Written     time.Time `json:"written"`         // when the manifest was made
 	Birth       *int64    `json:"birth,omitempty"` // in the names of what was stored for it; early versions: nil
+	// LockedUntil is until when the writer had locked all that it needs; nil: it did not.
+	LockedUntil *time.Time `json:"locked_until,omitempty"`
 
 	Consistency string          `json:"consistency"`
 	Description string          `json:"description,omitempty"`

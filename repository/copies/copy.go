@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository"
@@ -102,7 +103,8 @@ type copying struct {
 
 	mu          sync.Mutex
 	done, total int
-	referenced  map[string]bool // by listed recovery points of dst, where somebody asked
+	referenced  map[string]bool      // by listed recovery points of dst, where somebody asked
+	locked      map[string]time.Time // of recovery points that were copied
 }
 
 func (c *copying) run(ctx context.Context) error {
@@ -288,6 +290,9 @@ func (c *copying) point(ctx context.Context, source []machinelog.Record, p machi
 		e.SetBirth(p.Birth())
 		if mf.Repository != c.dst.ID() {
 			e.Origin = mf.Repository
+		}
+		if err := c.protect(ctx, there, plan, mf); err != nil {
+			return err
 		}
 		err = c.at.Append(ctx, there, e, *c.to.Writer, c.to.Now())
 		if errors.Is(err, store.ErrExist) {

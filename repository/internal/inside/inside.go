@@ -9,6 +9,7 @@ import (
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
+	"github.com/lockstep-backup/lockstep/repository/internal/retainlock"
 	"github.com/lockstep-backup/lockstep/repository/internal/trust"
 	"github.com/lockstep-backup/lockstep/store"
 )
@@ -22,6 +23,7 @@ type Repository struct {
 	ReadOnly func(operation string) error
 	Now      func() time.Time
 	DEK      *[32]byte
+	Lock     *retainlock.Store // Store, where what is written is locked; else nil
 	// Machine gives a machine's keys and log, which the repository owns.
 	Machine func(ctx context.Context, mid string) (*machinekey.Keys, *machinelog.Log, error)
 	// ChangeTrust has change make the trust log that counts from then on.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/repository/internal/blockmap"
+	"github.com/lockstep-backup/lockstep/repository/internal/retainlock"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 	"github.com/lockstep-backup/lockstep/store"
 )
@@ -241,6 +242,11 @@ func (r *run) settle(ctx context.Context, os []*opened) error {
 			}
 		case float64(dead) < r.o.MaxDead*float64(o.bytes), o.name.Map && dead < minFreed, r.res.Locked.Objects > 0:
 			r.note(o.name, dead, o.bytes)
+		case r.allHeld(ctx, o.parts): // a replica would only cost
+			for _, p := range o.parts {
+				r.res.Locked.add(p.Size)
+			}
+			r.note(o.name, dead, o.bytes)
 		default:
 			if err := r.rewrite(ctx, o); err != nil {
 				return err
@@ -248,6 +254,21 @@ func (r *run) settle(ctx context.Context, os []*opened) error {
 		}
 	}
 	return nil
+}
+
+// allHeld says whether the store holds every part. Where it does not say, it
+// tells when they are deleted.
+func (r *run) allHeld(ctx context.Context, parts []store.Info) bool {
+	for _, p := range parts {
+		held, err := retainlock.Held(ctx, r.Store, p.Key)
+		if err != nil {
+			r.Logger.Debug("the store does not say whether it holds an object", "object", p.Key, "error", err)
+		}
+		if !held {
+			return false
+		}
+	}
+	return true
 }
 
 // rewrite replaces all parts of an object by a replica of what is needed. The
@@ -280,8 +301,9 @@ func (r *run) rewrite(ctx context.Context, o *opened) error {
 	if err != nil {
 		return err
 	}
-	if len(held) > 0 && len(held) == len(o.parts) { // where a part is gone, the replica stands for it
+	if len(held) == len(o.parts) && len(held) > 0 {
 		// The store holds what was to be replaced: then the replica only costs.
+		// Where a part is gone, the replica stands for it.
 		delete(r.next.Objects, o.name)
 		if err := r.Store.Delete(ctx, written.Key); err == nil {
 			return nil
