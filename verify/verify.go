@@ -17,6 +17,7 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -309,6 +310,9 @@ func (v *verifier) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := v.shadows(ctx); err != nil {
+		return err
+	}
 	machines, err := r.Machines(ctx)
 	if err != nil && !errors.Is(err, repository.ErrDamaged) {
 		return err // damaged machine records were found among the objects
@@ -337,6 +341,32 @@ func (v *verifier) all(ctx context.Context) error {
 		if err := v.found(d); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// ErrHidden says that somebody tampered with a store that locks objects:
+// something newer lies above what was locked, which is read all the same.
+var ErrHidden = errors.New("somebody tampered with it: the locked version is hidden, and is read all the same")
+
+// shadows reports what was deleted or overwritten by name in a store that locks objects.
+func (v *verifier) shadows(ctx context.Context) error {
+	err := v.req.Repository.Shadowed(ctx, func(s store.Shadow) error {
+		kind := "a newer version lies above it"
+		if s.Deleted {
+			kind = "a delete marker lies above it"
+		}
+		if s.Newer > 1 {
+			kind += fmt.Sprintf(", with %d more versions or markers", s.Newer-1)
+		}
+		d := &repository.DamageError{Object: s.Key, Err: fmt.Errorf("%w: %s", ErrHidden, kind)}
+		if m := machineOf(strings.TrimPrefix(s.Key, "copies/")); format.ValidID(m) {
+			d.Machine = m
+		}
+		return v.found(d)
+	})
+	if err != nil {
+		return fmt.Errorf("look for hidden objects: %w", err)
 	}
 	return nil
 }
