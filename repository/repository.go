@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/repository/internal/creation"
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/holder"
 	"github.com/lockstep-backup/lockstep/repository/internal/settings"
@@ -28,7 +29,7 @@ var (
 	ErrFormat    = damage.ErrFormat
 	ErrUntrusted = damage.ErrUntrusted
 	ErrReadOnly  = errors.New("repository is open for reading only")
-	ErrExists    = errors.New("repository exists already")
+	ErrExists    = creation.ErrExists
 )
 
 // DamageError reports stored data that cannot be read as it was written.
