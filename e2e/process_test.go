@@ -173,7 +173,7 @@ func (h *host) stopped(under string, args ...string) (resume func(sig ...syscall
 		h.tb.Fatal(err)
 	}
 	for deadline := time.Now().Add(time.Minute); ; {
-		if slices.ContainsFunc(w.next(20*time.Millisecond), func(p string) bool { return strings.Contains(p, under) }) {
+		if slices.ContainsFunc(w.next(20*time.Millisecond), func(e event) bool { return strings.Contains(e.path, under) }) {
 			break
 		}
 		if time.Now().After(deadline) {
