@@ -27,7 +27,12 @@ type service struct {
 
 func newService(t *testing.T) service {
 	t.Helper()
-	sv := service{S3Server: judge.Versitygw(t), credentials: filepath.Join(t.TempDir(), "credentials")}
+	return serviceOf(t, judge.Versitygw(t))
+}
+
+func serviceOf(t *testing.T, server judge.S3Server) service {
+	t.Helper()
+	sv := service{S3Server: server, credentials: filepath.Join(t.TempDir(), "credentials")}
 	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", sv.AccessKey, sv.Secret)
 	if err := os.WriteFile(sv.credentials, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -65,8 +70,32 @@ func (sv service) open(t *testing.T, location string, o s3.Options) *s3.Store {
 	return s
 }
 
+// outside is a server that runs already: LOCKSTEP_S3 is its URL with access key
+// and secret, http://KEY:SECRET@HOST:PORT. Buckets "plain" and "locked" are made there.
+func outside(t *testing.T) judge.S3Server {
+	t.Helper()
+	u, err := url.Parse(os.Getenv("LOCKSTEP_S3"))
+	if err != nil || u.Host == "" || u.User == nil {
+		t.Fatal("LOCKSTEP_S3 is no http://KEY:SECRET@HOST:PORT")
+	}
+	secret, _ := u.User.Password()
+	return judge.S3Server{Program: "server named by LOCKSTEP_S3", Endpoint: u.Scheme + "://" + u.Host, AccessKey: u.User.Username(), Secret: secret}
+}
+
 func TestConformance(t *testing.T) {
-	sv := newService(t)
+	servers := map[string]func(testing.TB) judge.S3Server{"versitygw": judge.Versitygw}
+	if os.Getenv("LOCKSTEP_SOAK") != "" {
+		servers["minio"] = judge.Minio
+	}
+	if os.Getenv("LOCKSTEP_S3") != "" {
+		servers["outside"] = func(testing.TB) judge.S3Server { return outside(t) }
+	}
+	for name, start := range servers {
+		t.Run(name, func(t *testing.T) { conforms(t, serviceOf(t, start(t))) })
+	}
+}
+
+func conforms(t *testing.T, sv service) {
 	for _, bucket := range []string{"plain", "locked"} {
 		t.Run(bucket, func(t *testing.T) {
 			var n atomic.Int64
@@ -75,7 +104,7 @@ func TestConformance(t *testing.T) {
 				return sv.open(t, sv.url(bucket, fmt.Sprintf("suite/%d", n.Add(1)), "part-size", "5M", "put-size", "10M"), s3.Options{})
 			})
 			storetest.RunReopen(t, func(t *testing.T) store.Store { return sv.open(t, sv.url(bucket, "reopen"), s3.Options{}) })
-			judge.Decided(t, "versitygw (S3 server)")
+			judge.Decided(t, sv.Program+" (S3 server)")
 		})
 	}
 }
