@@ -19,9 +19,12 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
 )
 
-// maxExtents bounds how many extents a block may have: more make it slow to
-// read, fewer make incrementals store pages again. See docs/performance.md.
-const maxExtents = 8
+// ballast is how many times more an extent holds than is live in it when the
+// live pages are stored anew with the next change of their block: an extent is
+// sealed whole, and a single live page would keep all of it. Otherwise extents
+// are not merged: a block has at most 16, for their live pages are disjoint, and
+// merging them earlier makes incrementals grow. See docs/performance.md.
+const ballast = 8
 
 // diskWriter carries one disk through the pipeline: a dispatcher cuts it in
 // units (one map leaf each), workers read, compare, seal and store them, the
@@ -472,20 +475,14 @@ func (u *unitWorker) compare(ctx context.Context, b int, now, old *format.Block)
 	}
 	store := differ & nonzero
 	for _, e := range old.Extents {
-		if e.Live &^= differ; e.Live != 0 {
+		e.Live &^= differ
+		switch live := format.Pages(e.Live); {
+		case live == 0:
+		case live*ballast <= format.Pages(e.Stored):
+			store |= e.Live
+		default:
 			now.Extents = append(now.Extents, e)
 		}
-	}
-	// Too many extents make reading slow: the smallest are merged into the new one.
-	for len(now.Extents) >= maxExtents {
-		small := 0
-		for i := range now.Extents {
-			if format.Pages(now.Extents[i].Live) < format.Pages(now.Extents[small].Live) {
-				small = i
-			}
-		}
-		store |= now.Extents[small].Live
-		now.Extents = append(now.Extents[:small:small], now.Extents[small+1:]...)
 	}
 	if store != 0 {
 		u.plan = append(u.plan, planned{b, store})
