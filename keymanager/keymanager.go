@@ -195,10 +195,10 @@ type Manager interface {
 	// SetState records a transition that CheckTransition allows; the state the
 	// version has already is recorded once only.
 	SetState(ctx context.Context, ref Ref, s State, reason string) error
-	// Hold places a hold, Unhold releases it; both are idempotent by Hold.Key.
+	// Hold places a hold, Unhold releases some; both are idempotent by Hold.Key.
 	// The first Since stays. A destroyed version takes no hold: ErrDestroyed.
 	Hold(ctx context.Context, ref Ref, h Hold) error
-	Unhold(ctx context.Context, ref Ref, h Hold) error
+	Unhold(ctx context.Context, ref Ref, holds ...Hold) error
 	// Destroy wipes a version's bytes for ever, from any state; *HeldError with
 	// every hold while there are some. The version stays listed as Destroyed.
 	// Destroying a destroyed version finishes what may have been left over and

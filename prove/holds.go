@@ -22,8 +22,8 @@ const MetaRebuilt = "catalog-rebuilt"
 // catalog was rebuilt, and may hold recovery points that need the secret.
 var ErrUnread = errors.New("a registered repository was not read since the catalog was rebuilt")
 
-// ReleaseHolds releases the holds of recovery points that were deleted from
-// their repository, and counts them. It is to be repeated where the key manager
+// ReleaseHolds releases the holds of recovery points that no repository lists
+// any more, and counts them. It is to be repeated where the key manager
 // did not answer.
 func ReleaseHolds(ctx context.Context, d Deps, points ...catalog.Point) (released int, err error) {
 	fail := func(err error) error {
@@ -47,15 +47,14 @@ func ReleaseHolds(ctx context.Context, d Deps, points ...catalog.Point) (release
 	}
 	for _, s := range infos {
 		for _, v := range s.Versions {
-			for _, h := range v.Holds {
-				if !gone[h.Key()] {
-					continue
-				}
-				if err := d.Manager.Unhold(ctx, v.Ref, h); err != nil {
-					errs = append(errs, err)
-				} else {
-					released++
-				}
+			holds := slices.DeleteFunc(slices.Clone(v.Holds), func(h keymanager.Hold) bool { return !gone[h.Key()] })
+			if len(holds) == 0 {
+				continue
+			}
+			if err := d.Manager.Unhold(ctx, v.Ref, holds...); err != nil {
+				errs = append(errs, err)
+			} else {
+				released += len(holds)
 			}
 		}
 	}

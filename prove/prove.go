@@ -161,6 +161,9 @@ type subjectVolume struct {
 	headerSize  int64 // of the detached header
 }
 
+// errNotListed: the catalog has the recovery point, and the repository's log not.
+var errNotListed = fmt.Errorf("the repository does not list it: %w", repository.ErrNotFound)
+
 func (r *runner) subject(ctx context.Context, id string) (*subject, error) {
 	cp, err := r.Catalog.Points.Get(ctx, id)
 	if err != nil {
@@ -175,7 +178,7 @@ func (r *runner) subject(ctx context.Context, id string) (*subject, error) {
 	}
 	i := slices.IndexFunc(r.points[cp.Machine], func(p repository.Point) bool { return p.ID == id })
 	if i < 0 {
-		return nil, repository.ErrNotFound
+		return nil, errNotListed
 	}
 	mf, err := r.Repo.Manifest(ctx, r.points[cp.Machine][i])
 	if err != nil {

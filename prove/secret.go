@@ -208,6 +208,10 @@ func (a *adder) findHeaders(ctx context.Context) (closeAll func(), err error) {
 			if ctx.Err() != nil {
 				return closeAll, ctx.Err()
 			}
+			if errors.Is(err, errNotListed) { // it is in a copy only, and was tried while it was here
+				a.Log.Info("recovery point is not tried: the repository does not list it", "point", p.ID)
+				continue
+			}
 			a.Log.Warn("read recovery point", "point", p.ID, "error", err)
 			a.stopped = append(a.stopped, fmt.Sprintf("recovery point %s: its manifest cannot be read", p.ID))
 			continue

@@ -4,15 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/lockstep-backup/lockstep/catalog"
-	"github.com/lockstep-backup/lockstep/repository"
 )
 
 // Deletion is what came of deleting recovery points.
 type Deletion struct {
-	Deleted  []string // in the repository, with their holds released
+	Deleted  []string // in the repository; with their holds released, or still elsewhere
 	Released int      // holds
+	Elsewhere
+}
+
+// Elsewhere is what other repositories list of recovery points. What cannot be
+// asked counts as having what it is known to have had.
+type Elsewhere struct {
+	In       map[string][]string // names of repositories, by recovery point; of those that are elsewhere
+	Problems []string            // what could not be asked, and what it counts as, in words
 }
 
 // HalfDoneError says that recovery points are off the repository's list, and
@@ -32,39 +40,49 @@ func (e *HalfDoneError) Unwrap() error { return e.Err }
 // Hint says what to do, in one sentence.
 func (e *HalfDoneError) Hint() string { return "the same command again does the rest" }
 
-// Delete takes recovery points off the list. The repository goes first: what it
-// does not list is not there. Then their holds are released, for nothing needs
-// the secrets any more, and then the catalog is told. Each is recorded as begun
-// before, and with its outcome after. One that the repository does not list any
-// more is finished: it was begun before. Of d it uses Repository, Catalog,
-// Release, Begin, Done and Now.
+// Delete takes recovery points of one machine off the repository's list. The
+// repository goes first: what it does not list is not there. Of those that no
+// other repository lists either, the holds are released, for nothing needs the
+// secrets any more, and then the catalog is told; the others stay in the
+// catalog and keep their holds. Each is recorded as begun before, and with its
+// outcome after. One that the repository does not list any more is finished: it
+// was begun before. Of d it uses Repository, Catalog, Elsewhere, Release, Begin,
+// Done and Now.
 func Delete(ctx context.Context, d Deps, points []catalog.Point, reason func(catalog.Point) string) (out Deletion, err error) {
-	var gone []catalog.Point
+	out.In = map[string][]string{}
+	if len(points) == 0 {
+		return out, nil
+	}
+	byID := map[string]catalog.Point{}
+	var ids []string
 	for _, p := range points {
-		if err = ctx.Err(); err != nil {
-			break
+		byID[p.ID] = p
+		ids = append(ids, p.ID)
+	}
+	var begun []catalog.Point
+	var refused error
+	deleted, err := d.Repository.DeleteAll(ctx, points[0].Machine, ids, func(id string) (string, error) {
+		p := byID[id]
+		if err := d.Begin(ctx, p, reason(p)); err != nil {
+			refused = fmt.Errorf("delete recovery point %s: %w", id, err)
+			return "", refused
 		}
-		if err = d.Begin(ctx, p, reason(p)); err != nil {
-			err = fmt.Errorf("delete recovery point %s: %w", p.ID, err)
-			break
-		}
-		err = d.Repository.Delete(ctx, p.Machine, p.ID, reason(p))
-		if err != nil && !errors.Is(err, repository.ErrNotFound) {
-			err = errors.Join(err, d.Done(ctx, p, reason(p), err))
-			break
-		}
-		err = nil
-		gone = append(gone, p)
+		begun = append(begun, p)
+		return reason(p), nil
+	})
+	gone := begun
+	if n := len(begun); err != nil && refused == nil && n > 0 && !slices.Contains(deleted, begun[n-1].ID) {
+		// The last one that was begun is what failed, or was not there.
+		gone = begun[:n-1]
+		err = errors.Join(err, d.Done(ctx, begun[n-1], reason(begun[n-1]), err))
 	}
 	if len(gone) == 0 {
 		return out, err
 	}
 	// From here on they are gone: finish, whoever hangs up.
 	ctx = context.WithoutCancel(ctx)
-	released, rerr := d.Release(ctx, gone...)
-	out.Released = released
-	if rerr != nil {
-		half := &HalfDoneError{Err: rerr}
+	if herr := finish(ctx, d, gone, &out); herr != nil {
+		half := &HalfDoneError{Err: herr}
 		errs := []error{half, err}
 		for _, p := range gone {
 			half.Points = append(half.Points, p.ID)
@@ -74,11 +92,37 @@ func Delete(ctx context.Context, d Deps, points []catalog.Point, reason func(cat
 	}
 	errs := []error{err}
 	for _, p := range gone {
-		err := d.Catalog.Points.Delete(ctx, p.ID, d.Now().UTC(), reason(p))
+		var err error
+		if len(out.In[p.ID]) == 0 {
+			err = d.Catalog.Points.Delete(ctx, p.ID, d.Now().UTC(), reason(p))
+		}
 		if err == nil {
 			out.Deleted = append(out.Deleted, p.ID)
 		}
 		errs = append(errs, err, d.Done(ctx, p, reason(p), err))
 	}
 	return out, errors.Join(errs...)
+}
+
+// finish asks where else they are, and releases the holds of those that are
+// nowhere any more.
+func finish(ctx context.Context, d Deps, gone []catalog.Point, out *Deletion) error {
+	if d.Elsewhere != nil {
+		var ids []string
+		for _, p := range gone {
+			ids = append(ids, p.ID)
+		}
+		found, err := d.Elsewhere(ctx, gone[0].Machine, ids)
+		if err != nil {
+			return err
+		}
+		out.Elsewhere = found
+	}
+	free := slices.DeleteFunc(slices.Clone(gone), func(p catalog.Point) bool { return len(out.In[p.ID]) > 0 })
+	if len(free) == 0 {
+		return nil
+	}
+	var err error
+	out.Released, err = d.Release(ctx, free...)
+	return err
 }

@@ -63,6 +63,9 @@ type Deps struct {
 	States func(ctx context.Context, machine string) (func(catalog.Point) custody.State, error)
 	// Statements reads them from catalog and repository.
 	Statements func(ctx context.Context, machine string) (Statements, error)
+	// Elsewhere says which other repositories list recovery points of a machine
+	// that this one does not list any more; nil: there is no other.
+	Elsewhere func(ctx context.Context, machine string, points []string) (Elsewhere, error)
 	// Release releases the holds of recovery points that are gone, and counts them.
 	Release func(ctx context.Context, points ...catalog.Point) (int, error)
 	// Begin records that a recovery point is about to be deleted; where it fails
@@ -96,7 +99,8 @@ type Point struct {
 	Point    catalog.Point
 	State    custody.State
 	Decision retention.Decision
-	Deleted  bool // by this run
+	Deleted  bool     // by this run
+	In       []string // names of repositories that still list it, if it was deleted
 }
 
 // Result is what came of a run.
@@ -293,16 +297,34 @@ func (r *runner) problem(format string, args ...any) {
 	r.res.Problems = append(r.res.Problems, fmt.Sprintf(format, args...))
 }
 
+// note adds problems, each once: every batch may meet the same.
+func (r *runner) note(problems []string) {
+	for _, text := range problems {
+		if !slices.Contains(r.res.Problems, text) {
+			r.res.Problems = append(r.res.Problems, text)
+		}
+	}
+}
+
 // compare tells recovery points that the log deleted from those that it lost.
 func (r *runner) compare(ctx context.Context, listed []repository.Point, known []catalog.Point) error {
 	has := map[string]bool{}
 	for _, p := range listed {
 		has[p.ID] = true
 	}
+	deleted, err := r.Repository.Deleted(ctx, r.req.Machine.ID)
+	if err != nil {
+		return err
+	}
 	var lost []string
 	for _, p := range known {
-		// Of one that was made in another repository this log may have a copy, or not.
-		if has[p.ID] || !p.DeletedAt.IsZero() || p.Repository != r.Repository.ID() {
+		switch {
+		case has[p.ID] || !p.DeletedAt.IsZero():
+			continue
+		case p.Repository != r.Repository.ID(): // of it this log may have a copy, or not
+			if deleted[p.ID] && r.Elsewhere != nil {
+				r.unfinished = append(r.unfinished, p)
+			}
 			continue
 		}
 		deleted, err := r.Repository.CheckCommitted(ctx, p.Machine, p.ID)
@@ -338,11 +360,25 @@ func (r *runner) parent(ctx context.Context, listed []repository.Point) (string,
 }
 
 // finish does the rest of deletions that are in the repository's log already.
+// What another repository lists is finished when that has deleted it as well.
 func (r *runner) finish(ctx context.Context) error {
+	if r.Elsewhere != nil && len(r.unfinished) > 0 {
+		var ids []string
+		for _, p := range r.unfinished {
+			ids = append(ids, p.ID)
+		}
+		found, err := r.Elsewhere(ctx, r.req.Machine.ID, ids)
+		if err != nil {
+			return err
+		}
+		r.note(found.Problems)
+		r.unfinished = slices.DeleteFunc(r.unfinished, func(p catalog.Point) bool { return len(found.In[p.ID]) > 0 })
+	}
 	for some := range slices.Chunk(r.unfinished, batch) {
 		d, err := Delete(ctx, r.Deps, some, func(catalog.Point) string { return "finished: the repository had deleted it" })
 		r.res.Finished = append(r.res.Finished, d.Deleted...)
 		r.res.Released += d.Released
+		r.note(d.Problems)
 		if err != nil {
 			return err
 		}
@@ -373,8 +409,10 @@ func (r *runner) deleteAll(ctx context.Context) error {
 			return "prune: " + clip(strings.Join(r.res.Points[some[i]].Decision.Reasons, "; "))
 		})
 		r.res.Released += d.Released
+		r.note(d.Problems)
 		for _, i := range some {
-			r.res.Points[i].Deleted = slices.Contains(d.Deleted, r.res.Points[i].Point.ID)
+			p := &r.res.Points[i]
+			p.Deleted, p.In = slices.Contains(d.Deleted, p.Point.ID), d.In[p.Point.ID]
 		}
 		if err != nil {
 			return err

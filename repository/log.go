@@ -103,34 +103,38 @@ func (r *Repository) Manifest(ctx context.Context, p Point) (*Manifest, error) {
 
 // Delete takes a recovery point off the list. Its bytes stay until reclaim.
 func (r *Repository) Delete(ctx context.Context, mid, pid, reason string) error {
+	deleted, err := r.DeleteAll(ctx, mid, []string{pid}, func(string) (string, error) { return reason, nil })
+	if err == nil && len(deleted) == 0 {
+		err = fmt.Errorf("delete recovery point %s: %w", pid, ErrNotFound)
+	}
+	return err
+}
+
+// DeleteAll takes recovery points off the list, and gives those that it took;
+// one that is not listed is passed over. begin is called before each, listed or
+// not, and gives the reason; where it fails, that is the end.
+func (r *Repository) DeleteAll(ctx context.Context, mid string, points []string, begin func(point string) (reason string, err error)) (deleted []string, err error) {
 	if r.writer == nil {
-		return r.readOnly("delete recovery point")
+		return nil, r.readOnly("delete recovery point")
 	}
 	m, err := r.machine(ctx, mid)
+	if err == nil {
+		deleted, err = m.log.DeleteAll(ctx, points, *r.writer, r.clock, begin)
+	}
+	if errors.Is(err, store.ErrExist) {
+		err = fmt.Errorf("delete recovery points: %w", ErrConflict)
+	}
+	return deleted, err
+}
+
+// Deleted are the recovery points that a machine's log deletes.
+func (r *Repository) Deleted(ctx context.Context, mid string) (map[string]bool, error) {
+	m, err := r.machine(ctx, mid)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for {
-		records, err := m.log.Read(ctx)
-		if err != nil {
-			return err
-		}
-		found := false
-		for _, p := range points(records, mid) {
-			found = found || p.ID == pid
-		}
-		if !found {
-			return fmt.Errorf("delete recovery point %s: %w", pid, ErrNotFound)
-		}
-		err = m.log.Append(ctx, records, machinelog.Entry{Kind: machinelog.Delete, Point: pid, Reason: reason}, *r.writer, r.clock())
-		if !errors.Is(err, store.ErrExist) {
-			return err
-		}
-		// A store that shows no entry where it has one would keep us here.
-		if again, err := m.log.Read(ctx); err != nil || len(again) == len(records) {
-			return errors.Join(fmt.Errorf("delete recovery point %s: %w", pid, ErrConflict), err)
-		}
-	}
+	records, err := m.log.Read(ctx)
+	return machinelog.Deleted(records), err
 }
 
 // putManifest signs, seals and stores a manifest; it returns the stored object's digest.

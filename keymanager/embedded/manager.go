@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"unicode/utf8"
@@ -230,14 +231,18 @@ func (m *Manager) Hold(ctx context.Context, ref keymanager.Ref, h keymanager.Hol
 	})
 }
 
-// Unhold releases a hold; one that is not there is released.
-func (m *Manager) Unhold(ctx context.Context, ref keymanager.Ref, h keymanager.Hold) error {
+// Unhold releases holds with one write; those that are not there are released.
+func (m *Manager) Unhold(ctx context.Context, ref keymanager.Ref, holds ...keymanager.Hold) error {
+	gone := map[string]bool{}
+	for _, h := range holds {
+		gone[h.Key()] = true
+	}
 	return m.change(ctx, "release hold of secret", ref, func(t *transaction, name string, r *record, v *version) error {
-		i := v.holdIndex(h.Key())
-		if i < 0 {
+		left := slices.DeleteFunc(slices.Clone(v.Holds), func(h keymanager.Hold) bool { return gone[h.Key()] })
+		if len(left) == len(v.Holds) {
 			return nil
 		}
-		v.Holds = append(v.Holds[:i], v.Holds[i+1:]...)
+		v.Holds = left
 		return t.commit(name, r)
 	})
 }

@@ -240,23 +240,83 @@ func (l *Log) parse(rec *Record, raw []byte, key string, n int64) error {
 	return nil
 }
 
-// Append signs and writes the entry that comes behind all of records. It sets
-// N, Machine and Previous. store.ErrExist says that another was faster.
+// Append writes an entry behind records, which are all that the log has;
+// store.ErrExist where somebody else was faster.
 func (l *Log) Append(ctx context.Context, records []Record, e Entry, writer envelope.SigningKey, now time.Time) error {
+	_, err := l.append(ctx, records, e, writer, now)
+	return err
+}
+
+// append gives the entry as Read will.
+func (l *Log) append(ctx context.Context, records []Record, e Entry, writer envelope.SigningKey, now time.Time) (rec Record, err error) {
 	e.Machine, e.N, e.Previous, e.Time = l.keys.ID, int64(len(records)), "", now
 	if len(records) > 0 {
 		e.Previous = records[len(records)-1].Digest
 	}
 	body, err := json.Marshal(e)
 	if err != nil {
-		return fmt.Errorf("write machine log: %w", err)
+		return rec, fmt.Errorf("write machine log: %w", err)
 	}
 	signed, err := envelope.Sign(PayloadType, body, writer)
 	if err != nil {
-		return fmt.Errorf("write machine log: %w", err)
+		return rec, fmt.Errorf("write machine log: %w", err)
 	}
-	_, err = smallobject.Put(ctx, l.st, format.LogKey(l.keys.ID, e.N), format.KindLog, l.keys.Metadata, signed)
-	return err
+	frame, err := smallobject.Put(ctx, l.st, format.LogKey(l.keys.ID, e.N), format.KindLog, l.keys.Metadata, signed)
+	if err != nil {
+		return rec, err
+	}
+	return Record{Entry: e, Digest: trust.Digest(frame), Writer: writer.ID()}, nil
+}
+
+// DeleteAll takes recovery points off the list, in this order, and gives those
+// that it took; one that is not listed is passed over. begin is called before
+// each, listed or not, and says why it goes; where it fails, that is the end.
+// It reads the log once, and again only where somebody else writes to it.
+func (l *Log) DeleteAll(ctx context.Context, points []string, writer envelope.SigningKey, now func() time.Time, begin func(point string) (reason string, err error)) (deleted []string, err error) {
+	records, err := l.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	listed := ids(records)
+	for _, p := range points {
+		if err := ctx.Err(); err != nil {
+			return deleted, err
+		}
+		reason, err := begin(p)
+		if err != nil {
+			return deleted, err
+		}
+		for listed[p] {
+			rec, err := l.append(ctx, records, Entry{Kind: Delete, Point: p, Reason: reason}, writer, now())
+			if err == nil {
+				delete(listed, p)
+				records, deleted = append(records, rec), append(deleted, p)
+				break
+			}
+			if !errors.Is(err, store.ErrExist) {
+				return deleted, err
+			}
+			again, err := l.Read(ctx)
+			if err != nil {
+				return deleted, err
+			}
+			// A store that shows no entry where it has one would keep us here.
+			if len(again) <= len(records) {
+				return deleted, fmt.Errorf("machine log entry %d: %w", len(records), store.ErrExist)
+			}
+			records, listed = again, ids(again)
+		}
+	}
+	return deleted, nil
+}
+
+// ids are the recovery points that records list.
+func ids(records []Record) map[string]bool {
+	out := map[string]bool{}
+	for _, rec := range Listed(records) {
+		out[rec.Point] = true
+	}
+	return out
 }
 
 // Deleted gives the recovery points that records delete.
