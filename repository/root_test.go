@@ -3,20 +3,13 @@ package repository_test
 import (
 	"encoding/binary"
 	"encoding/hex"
-	"flag"
-	"fmt"
-	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/zeebo/blake3"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository"
-	"github.com/lockstep-backup/lockstep/store/localdir"
 	"github.com/lockstep-backup/lockstep/store/memstore"
 )
 
@@ -122,113 +115,5 @@ func TestContentRootIgnoresHistory(t *testing.T) {
 	}
 	if fresh.Disks[0].Stats.Stored < 5<<20 {
 		t.Error("a full transfer stored little")
-	}
-}
-
-var update = flag.Bool("update", false, "write golden files anew")
-
-// TestTraceOfACommit holds every step of writing that one backup makes on a
-// local store, in its order: a forgotten fsync or a log entry in the wrong
-// place shows as a difference.
-func TestTraceOfACommit(t *testing.T) {
-	var mu sync.Mutex
-	var lines []string
-	names := map[string]string{}
-	ids := regexp.MustCompile(`[0-9a-f]{32}`)
-	st, err := localdir.Create(t.TempDir(), localdir.Options{Buffered: true, Trace: func(op, name string) {
-		mu.Lock()
-		defer mu.Unlock()
-		if folder, _, ok := strings.Cut(name, "/"); ok && folder == "~tmp" {
-			if names[name] == "" {
-				names[name] = fmt.Sprintf("~tmp/%d", len(names)+1)
-			}
-			name = names[name]
-		}
-		name = ids.ReplaceAllStringFunc(name, func(id string) string {
-			if names[id] == "" {
-				names[id] = fmt.Sprintf("ID%d", len(names)+1)
-			}
-			return names[id]
-		})
-		name = regexp.MustCompile(`^((?:seg|map)/ID\d+/[0-9a-f]{8}/)[0-9a-f]{8}$`).ReplaceAllString(name, "${1}RANDOM")
-		name = regexp.MustCompile(`proof-[0-9a-f]{16}$`).ReplaceAllString(name, "proof-RANDOM")
-		line := op + " " + name
-		if n := len(lines); n > 0 && op == "write" && lines[n-1] == line {
-			return // how many writes it takes is not the point
-		}
-		lines = append(lines, line)
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer st.Close()
-	f := newFixture(t, st, repository.SealingAESGCM)
-	s := &sample{fixture: f}
-	disks := []namedDisk{{"vda", &memDisk{p: noise(1, 100000)}}}
-	section := func(name string) { mu.Lock(); lines = append(lines, "", "# "+name); mu.Unlock() }
-	section("first backup")
-	s.backupAll(t, disks)
-	section("backup of a changed page")
-	copy(disks[0].disk.p[8192:], noise(2, 4096))
-	p := s.backupAll(t, disks)
-	section("sidecar")
-	if _, err := f.repo.PutSidecar(t.Context(), f.machine.ID, p.ID, repository.SidecarProof, []byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	section("delete")
-	if err := f.repo.Delete(t.Context(), f.machine.ID, p.ID, "test"); err != nil {
-		t.Fatal(err)
-	}
-	got := strings.Join(lines, "\n") + "\n"
-	path := filepath.Join("testdata", "commit.trace")
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("the trace is\n%s\nwant\n%s", got, want)
-	}
-	orderly(t, lines)
-}
-
-// orderly checks the trace by rule, whatever the golden file says: nothing is
-// linked that was not synced, and in each backup the log entry comes last.
-func orderly(t *testing.T, lines []string) {
-	t.Helper()
-	synced := 0
-	for i, line := range lines {
-		op, name, _ := strings.Cut(line, " ")
-		switch op {
-		case "sync":
-			synced++
-		case "link":
-			if !strings.HasPrefix(lines[i-1], "sync") && !strings.HasPrefix(lines[i-1], "mkdir") {
-				t.Errorf("line %d: %s is linked after %q", i, name, lines[i-1])
-			}
-			exists := i+1 < len(lines) && strings.HasPrefix(lines[i+1], "unlink ~tmp") // an equal header is there already
-			if i+1 >= len(lines) || !exists && lines[i+1] != "sync folder "+filepath.Dir(name) {
-				t.Errorf("line %d: the folder of %s is not synced", i, name)
-			}
-			if synced--; synced < 0 {
-				t.Errorf("line %d: %s is linked without a sync", i, name)
-			}
-		}
-	}
-	if _, after, ok := strings.Cut(strings.Join(lines, "\n"), "# first backup"); ok {
-		part, _, _ := strings.Cut(after, "#")
-		log := strings.Index(part, "link log/")
-		for _, before := range []string{"link seg/", "link map/", "link headers-a/", "link headers-b/", "link points/"} {
-			if at := strings.LastIndex(part, before); at < 0 || at > log {
-				t.Errorf("%s… does not come before the log entry", before)
-			}
-		}
 	}
 }
