@@ -9,10 +9,11 @@ import (
 // ScrubRequest reads back what has not been read for the longest; without
 // limits, everything.
 type ScrubRequest struct {
-	ForSeconds       int64 `json:"for_seconds,omitempty" minimum:"0" doc:"begin no object after that; 0 = no limit"`
-	Bytes            int64 `json:"bytes,omitempty" minimum:"0" doc:"begin no object but the first that would be more; 0 = no limit"`
-	OlderThanSeconds int64 `json:"older_than_seconds,omitempty" minimum:"0" doc:"leave out what was read within that"`
-	WarnAfterSeconds int64 `json:"warn_after_seconds,omitempty" minimum:"0" doc:"from now on, status warns of what was not read within that; 0 = as before"`
+	Repository       string `json:"repository,omitempty" doc:"name; empty = the primary"`
+	ForSeconds       int64  `json:"for_seconds,omitempty" minimum:"0" doc:"begin no object after that; 0 = no limit"`
+	Bytes            int64  `json:"bytes,omitempty" minimum:"0" doc:"begin no object but the first that would be more; 0 = no limit"`
+	OlderThanSeconds int64  `json:"older_than_seconds,omitempty" minimum:"0" doc:"leave out what was read within that"`
+	WarnAfterSeconds int64  `json:"warn_after_seconds,omitempty" minimum:"0" doc:"from now on, status warns of what was not read within that; 0 = as before"`
 }
 
 // ScrubResult says what was read and what is due.

@@ -236,12 +236,19 @@ func (c *Client) Restore(ctx context.Context, r RestoreRequest) (Job, error) {
 }
 
 // ExportHeader writes the header of a volume, as the usual tools read it, to w
-// and returns its size in bytes.
-func (c *Client) ExportHeader(ctx context.Context, point, disk, volume string, w io.Writer) (int64, error) {
-	resp, err := c.do(ctx, http.MethodGet, "application/octet-stream", nil, nil,
+// and returns its size in bytes. repository names the one to read it in; "" =
+// the nearest that has the recovery point. warn is told which one could not be
+// used, and why.
+func (c *Client) ExportHeader(ctx context.Context, point, disk, volume, repository string, w io.Writer, warn func(string)) (int64, error) {
+	resp, err := c.do(ctx, http.MethodGet, "application/octet-stream", nil, query("repository", repository),
 		"points", point, "disks", disk, "volumes", volume, "header")
 	if err != nil {
 		return 0, err
+	}
+	if warn != nil {
+		for _, text := range resp.Header.Values(WarningHeader) {
+			warn(text)
+		}
 	}
 	defer func() { _ = resp.Body.Close() }()
 	n, err := io.Copy(w, io.LimitReader(resp.Body, maxHeaderBytes+1))

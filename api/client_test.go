@@ -38,7 +38,7 @@ func TestMethodsCallThePathsOfTheContract(t *testing.T) {
 		b, _ := io.ReadAll(r.Body)
 		got, body = r.Method+" "+r.URL.RequestURI(), string(b)
 		switch {
-		case r.Method == http.MethodDelete:
+		case r.Method == http.MethodDelete && !strings.HasPrefix(r.URL.Path, "/v1/repositories"):
 			w.WriteHeader(http.StatusNoContent)
 		case r.URL.Path == "/v1/secrets/s":
 			_, _ = io.WriteString(w, "{}")
@@ -81,8 +81,10 @@ func TestMethodsCallThePathsOfTheContract(t *testing.T) {
 		{func() error { return c.DeletePoint(ctx, "p", "r") }, "DELETE /v1/points/p", `{"reason":"r"}`},
 		{func() error { _, err := c.Prove(ctx, ProveRequest{All: true}); return err }, "POST /v1/proofs", `{"all":true}`},
 		{func() error { _, err := c.Restore(ctx, RestoreRequest{Point: "p"}); return err }, "POST /v1/restores", `{"point":"p","targets":null}`},
-		{func() error { _, err := c.ExportHeader(ctx, "p", "d", "v/w", io.Discard); return err }, "GET /v1/points/p/disks/d/volumes/v%2Fw/header", ""},
+		{func() error { _, err := c.ExportHeader(ctx, "p", "d", "v/w", "offsite", io.Discard, nil); return err }, "GET /v1/points/p/disks/d/volumes/v%2Fw/header?repository=offsite", ""},
 		{func() error { _, err := c.Status(ctx, "a"); return err }, "GET /v1/status?machine=a", ""},
+		{func() error { _, err := c.RemoveRepository(ctx, "off/site", false); return err }, "DELETE /v1/repositories/off%2Fsite", ""},
+		{func() error { _, err := c.RemoveRepository(ctx, "offsite", true); return err }, "DELETE /v1/repositories/offsite?force=true", ""},
 		{func() error { _, err := c.Verify(ctx, VerifyRequest{}); return err }, "POST /v1/verifications", `{}`},
 		{func() error { _, err := c.Scrub(ctx, ScrubRequest{Bytes: 5, OlderThanSeconds: 60}); return err }, "POST /v1/scrubs", `{"bytes":5,"older_than_seconds":60}`},
 		{func() error { _, err := c.RebuildCatalog(ctx, ""); return err }, "POST /v1/catalog/rebuild", ""},
@@ -199,7 +201,7 @@ func (spaces) Read(p []byte) (int, error) {
 
 func TestExportHeader(t *testing.T) {
 	var b bytes.Buffer
-	n, err := NewHandler(reply(200, "LUKS")).ExportHeader(testContext(t), "p", "d", "v", &b)
+	n, err := NewHandler(reply(200, "LUKS")).ExportHeader(testContext(t), "p", "d", "v", "", &b, nil)
 	if n != 4 || err != nil || b.String() != "LUKS" {
 		t.Errorf("%d, %v, %q", n, err, b.String())
 	}
@@ -207,7 +209,7 @@ func TestExportHeader(t *testing.T) {
 		w.Header().Set("Content-Length", "10")
 		_, _ = io.WriteString(w, "LUKS")
 	})
-	if _, err := NewHandler(short).ExportHeader(testContext(t), "p", "d", "v", io.Discard); err == nil {
+	if _, err := NewHandler(short).ExportHeader(testContext(t), "p", "d", "v", "", io.Discard, nil); err == nil {
 		t.Error("an answer that broke off is no error")
 	}
 }

@@ -20,8 +20,10 @@ type ProveRequest struct {
 type RestoreRequest struct {
 	Point   string          `json:"point"`
 	Targets []RestoreTarget `json:"targets" minItems:"1"`
-	Format  string          `json:"format,omitempty" doc:"raw"`
-	Force   bool            `json:"force,omitempty"`
+	// Repository is where it is read; what is damaged there is read from others.
+	Repository string `json:"repository,omitempty" doc:"name; empty = the nearest that has the recovery point"`
+	Format     string `json:"format,omitempty" doc:"raw"`
+	Force      bool   `json:"force,omitempty"`
 	// KeepGoing is for what is left of damaged data.
 	KeepGoing bool `json:"keep_going,omitempty" doc:"write zeroes where stored data is damaged, and list it, instead of failing"`
 	Larger    bool `json:"larger,omitempty" doc:"take a device that is larger than the disk; what lies behind the disk stays as it is"`
@@ -85,8 +87,13 @@ type VerifyRequest struct {
 	Structure bool     `json:"structure,omitempty" doc:"objects, signatures and maps, no content of disks"`
 	Sample    float64  `json:"sample,omitempty" minimum:"0" maximum:"1" doc:"the structure, and this share of the content, drawn at random"`
 	Seed      string   `json:"seed,omitempty" doc:"of an earlier sample, to draw the same"`
+	// Repository is AllRepositories, or which one; the primary where it is "".
+	Repository string `json:"repository,omitempty" doc:"name; empty = the primary, all = one after the other"`
 	Rates
 }
+
+// AllRepositories asks for every repository in place of one.
+const AllRepositories = "all"
 
 // VerifyResult says what was found.
 type VerifyResult struct {
@@ -97,6 +104,8 @@ type VerifyResult struct {
 	Objects   int64    `json:"objects"`
 	ReadBytes int64    `json:"read_bytes"`
 	Damage    []Damage `json:"damage"`
+	// Repositories were read; objects and bytes of several are added up.
+	Repositories []string `json:"repositories,omitempty" doc:"names"`
 }
 
 // Damage is something that cannot be read as it was stored.
@@ -107,7 +116,9 @@ type Damage struct {
 	Range   *Range   `json:"range,omitempty"`
 	Points  []string `json:"points,omitempty"`
 	Error   string   `json:"error"`
-	From    string   `json:"repairable_from,omitempty" doc:"name of the repository from which 'repository repair' can bring it back"`
+	// Repository is where it was found.
+	Repository string `json:"repository,omitempty" doc:"name"`
+	From       string `json:"repairable_from,omitempty" doc:"name of the repository from which 'repository repair' can bring it back"`
 }
 
 // RebuildResult says what the catalog has again and what it cannot have.

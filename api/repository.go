@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -41,6 +42,16 @@ type RepositoryAdded struct {
 	Made      bool     `json:"made" doc:"it was not there before"`
 	KitFile   string   `json:"kit_file,omitempty"`
 	Warnings  []string `json:"warnings,omitempty"`
+}
+
+// RepositoryRemoved says what was forgotten.
+type RepositoryRemoved struct {
+	Name string `json:"name"`
+	ID   string `json:"id"`
+	URL  string `json:"url"`
+	// Only is empty but with force.
+	Only     []string `json:"only" doc:"recovery points that no other repository was found to have"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // CopyRequest copies recovery points to another repository. Without To, what
@@ -126,6 +137,16 @@ func (c *Client) AddRepository(ctx context.Context, r RepositoryAdd) (Repository
 // PromoteRepository makes a repository the one that backups write to.
 func (c *Client) PromoteRepository(ctx context.Context, name string) (Repository, error) {
 	return call[Repository](ctx, c, http.MethodPost, nil, nil, "repositories", name, "promote")
+}
+
+// RemoveRepository forgets a repository; force also where it is the only place
+// of recovery points. Nothing in it is touched.
+func (c *Client) RemoveRepository(ctx context.Context, name string, force bool) (RepositoryRemoved, error) {
+	var q url.Values
+	if force {
+		q = query("force", "true")
+	}
+	return call[RepositoryRemoved](ctx, c, http.MethodDelete, nil, q, "repositories", name)
 }
 
 // Copy starts copying.

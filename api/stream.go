@@ -17,9 +17,14 @@ const (
 	OutcomeTrailer = "Lockstep-Outcome"
 )
 
+// WarningHeader is a field of an answer without a document: what there is to
+// say beside it, once for each.
+const WarningHeader = "Lockstep-Warning"
+
 // StreamRequest asks for the bytes of a disk, in order.
 type StreamRequest struct {
-	Point string `json:"point"`
+	Point      string `json:"point"`
+	Repository string `json:"repository,omitempty" doc:"name of the repository to read from; empty = the nearest that has it"`
 	RestorePart
 	Rates
 }
@@ -30,6 +35,8 @@ type StreamOutcome struct {
 	Exit    int            `json:"exit"`
 	Error   *Error         `json:"error,omitempty"`
 	Restore *RestoreResult `json:"restore,omitempty"`
+	// Warnings say which repositories could not be used, and what came from another.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // RestoreTo writes the bytes of a disk to w, in order, zeroes included. sized is

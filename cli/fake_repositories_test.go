@@ -25,6 +25,20 @@ func init() {
 			p.Name, p.Primary = r.PathValue("name"), true
 			answer(w, http.StatusOK, p)
 		})
+		mux.HandleFunc("DELETE /v1/repositories/{name}", func(w http.ResponseWriter, r *http.Request) {
+			out := api.RepositoryRemoved{Name: places[1].Name, ID: places[1].ID, URL: places[1].URL, Only: []string{}}
+			if r.PathValue("name") == "vault" {
+				if r.URL.Query().Get("force") != "true" {
+					refuse(w, api.Error{
+						Status: http.StatusConflict, Title: "Conflict", Exit: api.ExitRefused, Items: []string{newPoint},
+						Detail: "remove repository: vault is the only place of 1 recovery points", Hint: "--force forgets it all the same",
+					})
+					return
+				}
+				out.Name, out.URL, out.Only = "vault", places[2].URL, []string{newPoint}
+			}
+			answer(w, http.StatusOK, out)
+		})
 		mux.HandleFunc("POST /v1/copies", func(w http.ResponseWriter, r *http.Request) {
 			in := body[api.CopyRequest](f, r)
 			f.start(w, api.Job{Kind: "copy", JobResult: api.JobResult{Copy: &api.CopyResult{Copies: []api.MachineCopy{

@@ -82,6 +82,7 @@ func (onePlace) Add(context.Context, server.NewPlace) (server.AddedPlace, error)
 }
 
 func (onePlace) Promote(context.Context, string) error { return errors.New("not here") }
+func (onePlace) Remove(context.Context, string) error  { return errors.New("not here") }
 
 // run runs a command that ends with an exit status.
 func (w *clocked) run(code int, args ...string) (stdout, stderr string) {

@@ -159,6 +159,6 @@ func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
 	}
 	return Disk{
 		ID: d.ID, Part: req.Part, Target: "-", Size: part.Length, Written: data, ContentRoot: d.ContentRoot,
-		Unread: unread(d, part), Damaged: lost.damaged(), Seconds: time.Since(start).Seconds(),
+		Unread: unread(d, part), Damaged: lost.damaged(), Borrowed: from.bytes, BorrowedFor: from.why, Seconds: time.Since(start).Seconds(),
 	}, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/server/internal/audits"
 	"github.com/lockstep-backup/lockstep/server/internal/backups"
 	"github.com/lockstep-backup/lockstep/server/internal/catalogs"
@@ -45,6 +46,16 @@ type (
 	NewPlace   = frame.NewPlace
 	AddedPlace = frame.AddedPlace
 )
+
+// Repositories are where the installation's recovery points are kept.
+type Repositories = frame.Repositories
+
+// FindNearest finds a recovery point in the nearest repository that has it, or
+// in the one that is named. note is told which one cannot be used, and why.
+func FindNearest(ctx context.Context, all Repositories, p catalog.Point, name string, note func(format string, args ...any)) (*repository.Repository, *repository.Manifest, error) {
+	near, _, err := frame.FindNearest(ctx, all, p, name, note)
+	return near.Repo, near.Manifest, err
+}
 
 // groups are the routes of the API.
 var groups = []func(*frame.Frame){

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/http"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
@@ -20,7 +19,7 @@ import (
 	"github.com/lockstep-backup/lockstep/export"
 	"github.com/lockstep-backup/lockstep/export/fusefs"
 	"github.com/lockstep-backup/lockstep/nbd"
-	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/server"
 )
 
 // An export reads the repository in this process, also beside a server: readers
@@ -34,19 +33,19 @@ type exporting struct {
 }
 
 // openExport opens a recovery point by what the user wrote.
-func openExport(ctx context.Context, dir dataDir, ref string, log io.Writer) (*exporting, error) {
+func openExport(ctx context.Context, dir dataDir, ref, repository string, log io.Writer) (*exporting, error) {
 	e, err := openEngine(dir, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		return nil, err
 	}
 	x := &exporting{engine: e}
-	if err := x.open(ctx, ref); err != nil {
+	if err := x.open(ctx, ref, repository); err != nil {
 		return nil, errors.Join(err, e.close())
 	}
 	return x, nil
 }
 
-func (x *exporting) open(ctx context.Context, ref string) error {
+func (x *exporting) open(ctx context.Context, ref, repository string) error {
 	c, err := x.openCatalog(ctx)
 	if err != nil {
 		return err
@@ -58,7 +57,7 @@ func (x *exporting) open(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	x.point, err = x.openPoint(ctx, p.Machine, p.ID)
+	x.point, err = x.openPoint(ctx, p, repository, func(format string, args ...any) { x.warnings = append(x.warnings, fmt.Sprintf(format, args...)) })
 	if err != nil {
 		return err
 	}
@@ -70,22 +69,10 @@ func (x *exporting) open(ctx context.Context, ref string) error {
 	return nil
 }
 
-// openPoint opens the disks of a recovery point for as long as the process lives.
-func (e *engine) openPoint(ctx context.Context, machine, id string) (*export.Point, error) {
-	repo, err := e.openRepository(ctx)
-	if err != nil {
-		return nil, err
-	}
-	list, err := repo.Points(ctx, machine)
-	// Damage in other entries of the log must not keep this one from being read.
-	i := slices.IndexFunc(list, func(p repository.Point) bool { return p.ID == id })
-	if i < 0 {
-		if err == nil {
-			err = cli.WithHint(repository.ErrNotFound, "the catalog and the repository disagree: 'lockstep catalog rebuild'")
-		}
-		return nil, fmt.Errorf("find recovery point %s: %w", id, err)
-	}
-	m, err := repo.Manifest(ctx, list[i])
+// openPoint opens the disks of a recovery point for as long as the process
+// lives, in the nearest repository that has it or in the one that is named.
+func (e *engine) openPoint(ctx context.Context, p catalog.Point, in string, note func(format string, args ...any)) (*export.Point, error) {
+	repo, m, err := server.FindNearest(ctx, places{e}, p, in, note)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +114,7 @@ func (x *exporting) audited(ctx context.Context, action string, detail map[strin
 
 // exportPoint serves a recovery point over NBD until ctx ends.
 func exportPoint(ctx context.Context, o cli.ExportOptions) (err error) {
-	x, err := openExport(ctx, dataDir(o.DataDir), o.Point, o.Log)
+	x, err := openExport(ctx, dataDir(o.DataDir), o.Point, o.Repository, o.Log)
 	if err != nil {
 		return err
 	}
@@ -189,7 +176,7 @@ func listenRefusal(err error) error {
 
 // mountPoint shows a recovery point as files until ctx ends or somebody unmounts it.
 func mountPoint(ctx context.Context, o cli.MountOptions) (err error) {
-	x, err := openExport(ctx, dataDir(o.DataDir), o.Point, o.Log)
+	x, err := openExport(ctx, dataDir(o.DataDir), o.Point, o.Repository, o.Log)
 	if err != nil {
 		return err
 	}

@@ -130,7 +130,9 @@ func (e *engine) overlaySource(ctx context.Context, o *export.Overlay) (func(con
 	if !same {
 		return nil, nil, fmt.Errorf("machine %s has other disks now than the recovery point had: %w", m.Name, export.ErrOtherBase)
 	}
-	p, err := e.openPoint(ctx, o.Base.Machine, o.Base.Point)
+	p, err := e.openPoint(ctx, catalog.Point{Machine: o.Base.Machine, ID: o.Base.Point}, "", func(format string, args ...any) {
+		e.log.Warn(fmt.Sprintf(format, args...))
+	})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -50,7 +50,7 @@ func TestRefusals(t *testing.T) {
 		"source twice":          {[]string{"machine", "add", "db01", "--disk", "vda=" + other, "--disk", "vdb=" + other}, 2, "same source"},
 		"qcow2":                 {[]string{"machine", "add", "db01", "--disk", "vda=" + qcow}, 1, "qcow2"},
 		"source is gone":        {[]string{"machine", "add", "db01", "--disk", "vda=" + w.path("gone.img")}, 1, "does not exist"},
-		"another kind of store": {[]string{"machine", "add", "db01", "--disk", "vda=nbd://host/disk"}, 1, "not available"},
+		"another kind of store": {[]string{"machine", "add", "db01", "--disk", "vda=iscsi://host/disk"}, 1, "iscsi"},
 		"unknown volume":        {[]string{"volume", "not-needed", "web01", "vda/p9", "--reason", "x"}, 1, "no encrypted volume"},
 		"unknown job":           {[]string{"job", "watch", "job-0"}, 1, "no such job"},
 		"volume of a plain":     {[]string{"header", "export", p.ID + "/vda/p7", "--to", w.path("h")}, 1, "no encrypted volume"},

@@ -186,6 +186,14 @@ func (p places) Promote(_ context.Context, name string) error {
 	})
 }
 
+// Remove forgets a repository.
+func (p places) Remove(_ context.Context, name string) error {
+	return p.change(func(c *config) error {
+		c.Others = slices.DeleteFunc(c.Others, func(o repositoryConfig) bool { return o.name() == name })
+		return nil
+	})
+}
+
 var repositoryName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 func wrongUsage(detail, hint string) error {
@@ -196,8 +204,8 @@ func wrongUsage(detail, hint string) error {
 func (p places) Add(ctx context.Context, n server.NewPlace) (server.AddedPlace, error) {
 	e := p.e
 	var added server.AddedPlace
-	if !repositoryName.MatchString(n.Name) {
-		return added, wrongUsage(fmt.Sprintf("add repository: name %q", n.Name), "a name has 1 to 63 of a-z, 0-9 and -, and does not begin with -")
+	if !repositoryName.MatchString(n.Name) || n.Name == api.AllRepositories {
+		return added, wrongUsage(fmt.Sprintf("add repository: name %q", n.Name), "a name has 1 to 63 of a-z, 0-9 and -, and does not begin with -; "+api.AllRepositories+" stands for every one")
 	}
 	location, err := repositoryLocation(ctx, n.URL)
 	if err != nil {

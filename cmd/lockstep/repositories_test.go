@@ -176,6 +176,9 @@ func TestDamageIsRepairedFromTheCopy(t *testing.T) {
 		t.Errorf("the restore says\n%s", stderr)
 	}
 	same(t, image, w.path("restored.img"))
+	if _, stderr := w.want(0, "", "restore", p.ID, "--disk", "vda=-"); !strings.Contains(stderr, "were taken from another") {
+		t.Errorf("the streamed restore says\n%s", stderr)
+	}
 	if v := asked[api.VerifyResult](w, 6, "", "verify"); len(v.Damage) == 0 || v.Damage[0].From != "offsite" {
 		t.Fatalf("%+v", v)
 	}
@@ -201,4 +204,155 @@ func TestRepositoriesAreAddedOnce(t *testing.T) {
 	w.want(1, "", "repository", "copy", "--to", "nowhere")
 	w.want(4, "", "repository", "promote", "main")
 	w.want(1, "", "repository", "promote", "nowhere")
+}
+
+// TestEverythingReadsTheCopy: the first repository is gone, and what reads a
+// recovery point takes it from the copy, or from where it is told to.
+func TestEverythingReadsTheCopy(t *testing.T) {
+	w, image := web(t)
+	w.add(oldPassphrase)
+	p := w.backup(api.StateProven)
+	dir := w.offsite()
+	w.copy("--to", "offsite")
+	if err := os.Rename(filepath.Join(w.data, "repository"), w.path("away")); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr := w.want(0, "", "header", "export", p.ID+"/vda/disk", "--to", w.path("header"))
+	if !strings.Contains(stderr, "repository main is passed over") {
+		t.Errorf("header export says\n%s", stderr)
+	}
+	ready, stop := w.background("export", p.ID, "--nbd", "unix:"+w.path("s"))
+	if !slices.ContainsFunc(ready.Warnings, func(s string) bool { return strings.Contains(s, "repository main is passed over") }) {
+		t.Errorf("export says %q", ready.Warnings)
+	}
+	if code := stop(); code != 0 {
+		t.Errorf("export: exit %d", code)
+	}
+	stdout, stderr := w.want(0, "", "restore", p.ID, "--disk", "vda=-")
+	if !strings.Contains(stderr, "repository main is passed over") {
+		t.Errorf("the streamed restore says\n%s", stderr)
+	}
+	if raw, err := os.ReadFile(image); err != nil || stdout != string(raw) {
+		t.Errorf("%d bytes are not the disk's: %v", len(stdout), err)
+	}
+	for _, args := range [][]string{
+		{"header", "export", p.ID + "/vda/disk", "--to", w.path("none")},
+		{"restore", p.ID, "--disk", "vda=" + w.path("none")},
+		{"restore", p.ID, "--disk", "vda=-"},
+		{"export", p.ID, "--nbd", "unix:" + w.path("n")},
+	} {
+		if code, _, errs := w.run("", append(args, "--repository", "main")...); code == 0 || !strings.Contains(errs, "main") {
+			t.Errorf("%q: exit %d\n%s", args, code, errs)
+		}
+		if code, _, errs := w.run("", append(args, "--repository", "nowhere")...); code != 1 || !strings.Contains(errs, `no repository "nowhere"`) {
+			t.Errorf("%q: exit %d\n%s", args, code, errs)
+		}
+	}
+	if v := asked[api.VerifyResult](w, 0, "", "verify", "--repository", "file://"+dir, p.ID); v.Points != 1 || !slices.Equal(v.Repositories, []string{"offsite"}) {
+		t.Errorf("%+v", v)
+	}
+	if v := asked[api.ScrubResult](w, 0, "", "scrub", "--repository", "offsite"); v.Objects == 0 || v.LeftObjects != 0 {
+		t.Errorf("%+v", v)
+	}
+	if code, _, _ := w.run("", "verify", "--repository", "all"); code == 0 {
+		t.Error("verify of all repositories says nothing of the one that is gone")
+	}
+	if err := os.Rename(w.path("away"), filepath.Join(w.data, "repository")); err != nil {
+		t.Fatal(err)
+	}
+	if v := asked[api.VerifyResult](w, 0, "", "verify", "--repository", "all"); v.Points != 2 || !slices.Equal(v.Repositories, []string{"main", "offsite"}) {
+		t.Errorf("%+v", v)
+	}
+}
+
+// TestWhatACopyLostIsMissed cuts the log of a copy off: what the last copy
+// brought is missed there, also when backups write to it and the catalog says
+// that it was made elsewhere.
+func TestWhatACopyLostIsMissed(t *testing.T) {
+	for _, promoted := range []bool{false, true} {
+		w, _ := web(t)
+		w.add(oldPassphrase)
+		w.backup(api.StateProven)
+		lost := w.backup(api.StateProven)
+		dir := w.offsite()
+		w.copy("--to", "offsite")
+		args := []string{"verify", "--structure", "--repository", "offsite"}
+		if v := asked[api.VerifyResult](w, 0, "", args...); len(v.Damage) != 0 {
+			t.Fatalf("%+v", v)
+		}
+		if promoted {
+			w.ok("", "repository", "promote", "offsite")
+			args = []string{"verify", "--structure"}
+			if v := asked[api.VerifyResult](w, 0, "", "verify", "--structure", "--repository", "all"); len(v.Damage) != 0 {
+				t.Fatalf("%+v", v)
+			}
+		}
+		entries, err := filepath.Glob(filepath.Join(dir, "log", "*", "*"))
+		if err != nil || len(entries) < 2 {
+			t.Fatal(entries, err)
+		}
+		slices.Sort(entries)
+		if err := os.Remove(entries[len(entries)-1]); err != nil {
+			t.Fatal(err)
+		}
+		v := asked[api.VerifyResult](w, 6, "", args...)
+		if !slices.ContainsFunc(v.Damage, func(d api.Damage) bool {
+			return slices.Contains(d.Points, lost.ID) && d.Repository == "offsite"
+		}) {
+			t.Errorf("promoted %v: %+v", promoted, v)
+		}
+		if promoted {
+			continue
+		}
+		// What goes by the log's own word is not missed: a copy brings it back.
+		w.copy("--to", "offsite")
+		if v := asked[api.VerifyResult](w, 0, "", args...); len(v.Damage) != 0 {
+			t.Errorf("%+v", v)
+		}
+	}
+}
+
+func TestARepositoryIsForgotten(t *testing.T) {
+	w, _ := web(t)
+	w.add(oldPassphrase)
+	p := w.backup(api.StateProven)
+	dir := w.offsite()
+	w.want(4, "", "repository", "remove", "main")
+	w.want(1, "", "repository", "remove", "nowhere")
+	w.copy("--to", "offsite")
+	w.ok("", "policy", "set", "web01", "--copy-to", "file://"+dir)
+	_, stderr := w.want(0, "", "repository", "remove", "offsite")
+	if !strings.Contains(stderr, "policy of machine web01 copies to it") {
+		t.Errorf("it says\n%s", stderr)
+	}
+	if all := asked[[]api.Repository](w, 0, "", "repository", "list"); len(all) != 1 {
+		t.Fatalf("%+v", all)
+	}
+	// Nothing in it was touched: it is taken back with all that it has.
+	if v := asked[api.RepositoryAdded](w, 0, "", "repository", "add", "offsite", dir, "--kit", w.path("offsite-kit.txt")); v.ID == "" {
+		t.Fatalf("%+v", v)
+	}
+	if r := w.repository("offsite"); r.Points != 1 || r.Missing != 0 {
+		t.Fatalf("%+v", r)
+	}
+	// The only place of a recovery point stays.
+	w.ok("", "repository", "promote", "offsite")
+	second := w.backup(api.StateProven)
+	w.ok("", "repository", "promote", "main")
+	_, stderr = w.want(4, "", "repository", "remove", "offsite")
+	if !strings.Contains(stderr, second.ID) || strings.Contains(stderr, p.ID) {
+		t.Errorf("it says\n%s", stderr)
+	}
+	// Nor where it cannot be looked into.
+	if err := os.Rename(dir, w.path("away")); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr = w.want(4, "", "repository", "remove", "offsite")
+	if !strings.Contains(stderr, second.ID) {
+		t.Errorf("it says\n%s", stderr)
+	}
+	if v := asked[api.RepositoryRemoved](w, 0, "", "repository", "remove", "offsite", "--force"); !slices.Equal(v.Only, []string{second.ID}) {
+		t.Errorf("%+v", v)
+	}
+	w.audited("repository.remove")
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -38,6 +39,9 @@ and of segments that they are there with header and table of contents. --sample
 reads a random share of what each recovery point added besides, such as 5%; the
 seed that chose it is in the result, and with --seed it chooses the same.
 
+--repository verifies a copy as the primary: what the last copy brought and is
+gone there is damage; 'all' verifies one repository after the other.
+
 --without-keys reads the repository at URL with nothing but access to it, for
 hosts that hold no keys: every object's shape and checksums. That finds what
 rotted, not what somebody made, and not what is gone.`,
@@ -47,8 +51,8 @@ rotted, not what somebody made, and not what is gone.`,
 		Run: func(ctx context.Context, cmd *cobra.Command, args []string) (err error) {
 			r.Points = args
 			if stored != "" {
-				if len(args) > 0 || r.Structure || sample != "" || r.Seed != "" {
-					return shell.UsageError(cmd, "verify: --without-keys reads all objects of a repository and knows no recovery points")
+				if len(args) > 0 || r.Repository != "" || r.Structure || sample != "" || r.Seed != "" {
+					return shell.UsageError(cmd, "verify: --without-keys reads all objects at its URL and knows no recovery points")
 				}
 				return a.verifyStored(ctx, cmd, stored)
 			}
@@ -81,6 +85,7 @@ rotted, not what somebody made, and not what is gone.`,
 	f.BoolVar(&r.Structure, "structure", false, "read no content of disks")
 	f.StringVar(&sample, "sample", "", "read this `SHARE` of the content, such as 5%")
 	f.StringVar(&r.Seed, "seed", "", "`SEED` of an earlier sample, to read the same again")
+	f.StringVar(&r.Repository, "repository", "", "verify `REPOSITORY`, or all (default: the one that backups write to)")
 	f.StringVar(&stored, "without-keys", "", "`URL` of a repository to check without any key")
 	return cmd
 }
@@ -141,6 +146,9 @@ func (a group) printVerified(w io.Writer, v api.VerifyResult) {
 		if v.Depth == "sample" {
 			what += fmt.Sprintf(", a sample of %.4g%% with seed %s", v.Sample*100, screen.CleanLine(v.Seed))
 		}
+		if len(v.Repositories) > 1 {
+			what += " in repositories " + screen.CleanLine(strings.Join(v.Repositories, ", "))
+		}
 		_, _ = fmt.Fprintf(w, "read back %s: %s\n", what, a.verdict(v.Damage))
 	}
 	a.printDamage(w, v.Damage)
@@ -159,7 +167,11 @@ func (a group) printDamage(w io.Writer, found []api.Damage) {
 	}
 	_, _ = fmt.Fprintln(w)
 	t := screen.NewTable("  ", "OBJECT", "MACHINE", "DISK", "RANGE", "RECOVERY POINTS", "ERROR")
+	several := slices.ContainsFunc(found, func(d api.Damage) bool { return d.Repository != found[0].Repository })
 	for _, d := range found {
+		if several {
+			d.Error = "repository " + d.Repository + ": " + d.Error
+		}
 		where := ""
 		if d.Range != nil {
 			where = fmt.Sprintf("%d+%d", d.Range.Offset, d.Range.Length)

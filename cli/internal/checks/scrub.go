@@ -16,6 +16,7 @@ import (
 func (a group) scrubCommand() *cobra.Command {
 	var limit, older, warn shell.Age
 	var most shell.Amount
+	var repository string
 	cmd := a.Leaf(shell.Command{
 		Use:   "scrub [--for TIME] [--bytes SIZE] [--older-than TIME]",
 		Short: "Read back what has not been read for the longest",
@@ -33,7 +34,7 @@ verify --structure' finds.`,
 		Args:    cobra.NoArgs,
 		Run: func(ctx context.Context, _ *cobra.Command, _ []string) error {
 			r := api.ScrubRequest{
-				ForSeconds: limit.Seconds(), Bytes: int64(most), OlderThanSeconds: older.Seconds(), WarnAfterSeconds: warn.Seconds(),
+				Repository: repository, ForSeconds: limit.Seconds(), Bytes: int64(most), OlderThanSeconds: older.Seconds(), WarnAfterSeconds: warn.Seconds(),
 			}
 			return a.WithClient(ctx, func(c *api.Client) error {
 				j, err := a.RunJob(ctx, c, "scrub", "what was read is remembered", func() (api.Job, error) { return c.Scrub(ctx, r) })
@@ -54,6 +55,7 @@ verify --structure' finds.`,
 	})
 	cmd.GroupID = shell.GroupWatch
 	f := cmd.Flags()
+	f.StringVar(&repository, "repository", "", "read `REPOSITORY` (default: the one that backups write to)")
 	f.Var(&limit, "for", "stop after `TIME`, such as 1h")
 	f.Var(&most, "bytes", "stop after `SIZE`, such as 100G")
 	f.Var(&older, "older-than", "leave out what was read within `TIME`, such as 30d")

@@ -115,6 +115,7 @@ It ends on interrupt or termination, and that is exit status 0.`,
 	f.StringVar(&o.Address, "nbd", "", "`ADDRESS` to listen on: unix:PATH or HOST:PORT")
 	f.StringVar(&o.Overlay, "overlay", "", "`FILE` that takes what clients write")
 	f.StringVar(&o.Certificates, "tls-certificate", "", "`DIR` with the server's certificate and key; nobody is served without encryption then")
+	shell.Repository(cmd, &o.Repository)
 	f.BoolVar(&o.Insecure, "insecure", false, "listen on a network address without encryption")
 	return cmd
 }
@@ -147,6 +148,7 @@ It ends on interrupt, termination or umount, and that is exit status 0.`,
 			return ended(ctx, "mount", a.Env.Mount(ctx, o))
 		},
 	})
+	shell.Repository(cmd, &o.Repository)
 	cmd.GroupID = shell.GroupDaily
 	return cmd
 }

@@ -22,7 +22,7 @@ type group struct{ *shell.Run }
 func Commands(r *shell.Run) []*cobra.Command {
 	a := group{r}
 	return []*cobra.Command{a.Group("repository", "Where recovery points are kept, and copies of them", shell.GroupWatch, "lockstep repository list",
-		a.list(), a.add(), a.copy(), a.repair(), a.promote(), a.checkStore())}
+		a.list(), a.add(), a.copy(), a.repair(), a.promote(), a.remove(), a.checkStore())}
 }
 
 func (a group) list() *cobra.Command {
@@ -280,4 +280,35 @@ The repository that was written until now stays on the list, as a copy.`,
 			})
 		},
 	})
+}
+
+func (a group) remove() *cobra.Command {
+	var force bool
+	cmd := a.Leaf(shell.Command{
+		Use:   "remove REPOSITORY [--force]",
+		Short: "Forget a repository of copies, and touch nothing in it",
+		Long: `Nothing is deleted: 'lockstep repository add' takes it back. It is refused while
+it is the only place of a recovery point; what counts is what the others are
+found to list now. Without --force, one that is lost is removed only when
+recovery points that it had are elsewhere.`,
+		Example: "lockstep repository remove offsite",
+		Exits:   []int{api.ExitRefused, api.ExitBusy},
+		Args:    cobra.ExactArgs(1),
+		Run: func(ctx context.Context, _ *cobra.Command, args []string) error {
+			return a.WithClient(ctx, func(c *api.Client) error {
+				r, err := c.RemoveRepository(ctx, args[0], force)
+				if err != nil {
+					return shell.OperationError("repository remove", err)
+				}
+				a.WarnAll(r.Warnings)
+				if len(r.Only) > 0 {
+					a.Warnf("%s in no other repository", screen.Count(len(r.Only), "recovery point", "recovery points"))
+				}
+				a.Done(r, "repository %s is forgotten; what is at %s is as it was", screen.CleanLine(r.Name), screen.CleanLine(r.URL))
+				return nil
+			})
+		},
+	})
+	cmd.Flags().BoolVar(&force, "force", false, "also where it is the only place of recovery points")
+	return cmd
 }

@@ -63,7 +63,7 @@ what is missing.`,
 				if r.KeepGoing || r.Force || r.Larger {
 					return shell.UsageError(cmd, "restore: --keep-going, --force and --larger are not for standard output")
 				}
-				return a.stream(ctx, cmd, api.StreamRequest{Point: r.Point, RestorePart: r.Targets[0].RestorePart, Rates: r.Rates})
+				return a.stream(ctx, cmd, api.StreamRequest{Point: r.Point, Repository: r.Repository, RestorePart: r.Targets[0].RestorePart, Rates: r.Rates})
 			case slices.ContainsFunc(r.Targets, func(t api.RestoreTarget) bool { return t.Target == stdout }):
 				return shell.UsageError(cmd, "restore: only one disk can go to standard output, and nothing beside it")
 			case r.Format != "raw":
@@ -102,6 +102,7 @@ what is missing.`,
 	f.StringArrayVar(&volumes, "volume", nil, "an encrypted volume and where it goes, `VOLUME=TARGET`; once for each")
 	f.BoolVar(&r.Larger, "larger", false, "take a device that is larger, and leave what lies behind as it is")
 	shell.Rates(cmd, &r.Rates)
+	shell.Repository(cmd, &r.Repository)
 	f.StringVar(&r.Format, "format", "raw", "`FORMAT` of the target: raw")
 	f.BoolVar(&r.KeepGoing, "keep-going", false, "write zeroes where stored data is damaged, and go on")
 	f.StringVar(&list, "damage-list", "", "`FILE` to make, for what --keep-going could not write")

@@ -28,6 +28,9 @@ func (a group) stream(ctx context.Context, cmd *cobra.Command, r api.StreamReque
 		w := &counted{a: a, progress: screen.NewProgress(a.Env.Stderr, a.Env.IsTerminal(a.Env.Stderr) && a.Env.Getenv("TERM") != "dumb", a.Quiet)}
 		out, err := c.RestoreTo(ctx, r, w, func(n int64) { w.total = n })
 		w.progress.Close(err == nil)
+		for _, text := range out.Warnings {
+			a.Warnf("warning: %s", screen.CleanLine(text))
+		}
 		var problem *api.Error
 		switch {
 		case errors.As(err, &problem):

@@ -122,3 +122,9 @@ func Operation(cmd *cobra.Command) string {
 	}
 	return "usage"
 }
+
+// Repository gives a command that reads a recovery point the flag that says in
+// which repository.
+func Repository(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVar(name, "repository", "", "read it in `REPOSITORY` (default: the nearest that has it)")
+}

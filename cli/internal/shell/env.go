@@ -99,6 +99,7 @@ type DemoOptions struct {
 type ExportOptions struct {
 	DataDir      string
 	Point        string
+	Repository   string // name of the one to read from; "" = the nearest that has it
 	Address      string // unix:PATH or HOST:PORT
 	Overlay      string // file that takes what is written; "" = read-only
 	Certificates string // folder
@@ -128,11 +129,12 @@ type ExportedDisk struct {
 
 // MountOptions says how to show a recovery point as files.
 type MountOptions struct {
-	DataDir string
-	Point   string
-	Dir     string
-	Ready   func(Exported)
-	Log     io.Writer
+	DataDir    string
+	Point      string
+	Repository string // as in ExportOptions
+	Dir        string
+	Ready      func(Exported)
+	Log        io.Writer
 }
 
 // OverlayOptions name an overlay file.

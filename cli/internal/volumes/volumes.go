@@ -128,7 +128,7 @@ func (a group) headerCommand() *cobra.Command {
 }
 
 func (a group) headerExport() *cobra.Command {
-	var to string
+	var to, repository string
 	cmd := a.Leaf(shell.Command{
 		Use:   "export POINT/DISK/VOLUME --to FILE",
 		Short: "Write a volume's header as the usual tools read it",
@@ -150,7 +150,9 @@ from its copy: areas that no key slot uses are zeroes in it.`,
 			return a.WithClient(ctx, func(c *api.Client) error {
 				var n int64
 				err := files.CreateNew(to, func(w io.Writer) (err error) {
-					n, err = c.ExportHeader(ctx, parts[0], parts[1], parts[2], w)
+					n, err = c.ExportHeader(ctx, parts[0], parts[1], parts[2], repository, w, func(text string) {
+						a.Warnf("warning: %s", screen.CleanLine(text))
+					})
 					return err
 				})
 				if err != nil {
@@ -164,5 +166,6 @@ from its copy: areas that no key slot uses are zeroes in it.`,
 		},
 	})
 	cmd.Flags().StringVar(&to, "to", "", "`FILE` to make")
+	shell.Repository(cmd, &repository)
 	return cmd
 }

@@ -32,6 +32,20 @@ func (s routes) startVerification(ctx context.Context, req *frame.In[api.VerifyR
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
 	}
+	var in []frame.Place
+	switch name := req.Body.Repository; name {
+	case "":
+	case api.AllRepositories:
+		in = s.Repositories.List()
+		e.Detail = frame.WithDetail(e.Detail, "repository", name)
+	default:
+		place, err := s.Place(name)
+		if err != nil {
+			return nil, s.Refuse(ctx, e, err)
+		}
+		in = []frame.Place{place}
+		e.Detail = frame.WithDetail(e.Detail, "repository", place.Name)
+	}
 	var points []catalog.Point
 	if len(req.Body.Points) > 0 {
 		c, err := s.Catalog(ctx)
@@ -52,7 +66,10 @@ func (s routes) startVerification(ctx context.Context, req *frame.In[api.VerifyR
 		e.Object = frame.Clip(fmt.Sprint(ids))
 	}
 	return s.Start(ctx, "verify", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-		return s.verify(s.Limited(ctx, req.Body.Rates), points, depth, p)
+		if in == nil {
+			in = s.Repositories.List()[:1]
+		}
+		return s.verify(s.Limited(ctx, req.Body.Rates), in, points, depth, p)
 	})
 }
 
@@ -77,30 +94,10 @@ func depthOf(r api.VerifyRequest) (q verify.Request, err error) {
 	return q, nil
 }
 
-func (s routes) verify(ctx context.Context, points []catalog.Point, req verify.Request, p *job.Reporter) (frame.Result, error) {
-	repo, err := s.Repository(ctx)
-	if err != nil {
-		return frame.Result{}, err
-	}
-	req.Repository, req.All, req.Progress = repo, len(points) == 0, frame.Progress(p)
-	if c, err := s.Catalog(ctx); err == nil {
-		req.Readings, req.Now = c.Readings, s.Now
-	}
-	if req.Expected, err = s.expected(ctx, repo, points); err != nil {
-		return frame.Result{}, err
-	}
-	for _, x := range points {
-		rp, err := s.RepositoryPoint(ctx, repo, x)
-		if errors.Is(err, repository.ErrNotFound) && x.Repository == repo.ID() {
-			continue // it is expected, and reported as gone
-		}
-		if err != nil {
-			return frame.Result{}, err
-		}
-		req.Points = append(req.Points, rp)
-	}
-	found, err := verify.Run(ctx, req)
-	res := &api.VerifyResult{Depth: "data", Points: found.Points, Objects: found.Objects, ReadBytes: found.Read, Damage: s.damage(ctx, found.Damage)}
+// verify verifies one repository after the other; one that cannot be opened
+// keeps no other from being read.
+func (s routes) verify(ctx context.Context, in []frame.Place, points []catalog.Point, req verify.Request, p *job.Reporter) (frame.Result, error) {
+	res := &api.VerifyResult{Depth: "data", Damage: []api.Damage{}}
 	switch req.Depth {
 	case verify.Structure:
 		res.Depth = "structure"
@@ -108,15 +105,70 @@ func (s routes) verify(ctx context.Context, points []catalog.Point, req verify.R
 		res.Depth, res.Sample, res.Seed = "sample", req.Share, req.Seed.String()
 	}
 	r := frame.Result{JobResult: api.JobResult{Verify: res}}
+	left := slices.Clone(points) // that no repository was found to have
+	var bad []error
+	for _, place := range in {
+		err := s.verifyOne(ctx, place, points, &left, req, res, p)
+		if err != nil && len(in) > 1 {
+			err = fmt.Errorf("repository %s: %w", place.Name, err)
+		}
+		bad = append(bad, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	err := errors.Join(bad...)
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("verify recovery point %s: %w", left[0].ID, repository.ErrNotFound)
+	}
 	if len(res.Damage) > 0 {
-		s.repairable(ctx, repo, res.Damage, p)
 		r.Exit, r.Found = api.ExitDamaged, true
 	}
 	return r, err
 }
 
+// verifyOne adds to res what it found in one repository, and takes off left
+// which recovery points it has or had.
+func (s routes) verifyOne(ctx context.Context, place frame.Place, points []catalog.Point, left *[]catalog.Point, req verify.Request, res *api.VerifyResult, p *job.Reporter) error {
+	repo, err := s.Repositories.Open(ctx, place.Name)
+	if err != nil {
+		return err
+	}
+	req.Repository, req.All, req.Progress = repo, len(points) == 0, frame.Progress(p)
+	if c, err := s.Catalog(ctx); err == nil {
+		req.Readings, req.Now = c.Readings, s.Now
+	}
+	if req.Expected, err = s.expected(ctx, place, repo, points); err != nil {
+		return err
+	}
+	for _, x := range points {
+		rp, err := s.RepositoryPoint(ctx, repo, x)
+		if err == nil {
+			req.Points = append(req.Points, rp)
+		}
+		gone := slices.ContainsFunc(req.Expected, func(e verify.Expected) bool { return e.Point == x.ID })
+		if err == nil || gone {
+			*left = slices.DeleteFunc(*left, func(y catalog.Point) bool { return y.ID == x.ID })
+		} else if !errors.Is(err, repository.ErrNotFound) {
+			return err
+		}
+	}
+	res.Repositories = append(res.Repositories, place.Name)
+	if !req.All && len(req.Points)+len(req.Expected) == 0 {
+		return nil // it has none of them
+	}
+	found, err := verify.Run(ctx, req)
+	damage := s.damage(ctx, place, found.Damage)
+	if len(damage) > 0 {
+		s.repairable(ctx, place, repo, damage, p)
+	}
+	res.Points, res.Objects, res.ReadBytes = res.Points+found.Points, res.Objects+found.Objects, res.ReadBytes+found.Read
+	res.Damage = append(res.Damage, damage...)
+	return err
+}
+
 // repairable says of damage from where it can be repaired.
-func (s routes) repairable(ctx context.Context, repo *repository.Repository, damage []api.Damage, p *job.Reporter) {
+func (s routes) repairable(ctx context.Context, place frame.Place, repo *repository.Repository, damage []api.Damage, p *job.Reporter) {
 	var keys []string
 	for _, d := range damage {
 		if !slices.Contains(keys, d.Object) {
@@ -128,63 +180,10 @@ func (s routes) repairable(ctx context.Context, repo *repository.Repository, dam
 		damage[i].From = from[damage[i].Object]
 	}
 	if len(from) > 0 {
-		p.Warning("%d of %d damaged objects can be brought back: 'lockstep repository repair'", len(from), len(keys))
+		named := ""
+		if !place.Primary {
+			named = " --repository " + place.Name
+		}
+		p.Warning("%d of %d damaged objects can be brought back: 'lockstep repository repair%s'", len(from), len(keys), named)
 	}
-}
-
-// expected is what the catalog knows to be in the repository: of the recovery
-// points named, or of all. A catalog that is lost knows nothing; that has its
-// own message, and what is stored can be read all the same.
-func (s routes) expected(ctx context.Context, repo *repository.Repository, points []catalog.Point) ([]verify.Expected, error) {
-	c, err := s.Catalog(ctx)
-	if err != nil {
-		s.Log.Warn("what the catalog expects to be stored is not known", "error", err)
-		return nil, nil
-	}
-	if len(points) == 0 {
-		if points, err = c.Points.List(ctx, catalog.PointQuery{Repository: repo.ID()}); err != nil {
-			return nil, err
-		}
-	}
-	var out []verify.Expected
-	headers := map[string][]catalog.HeaderPackage{}
-	for _, p := range points {
-		if p.Repository != repo.ID() || !p.DeletedAt.IsZero() {
-			continue
-		}
-		e := verify.Expected{Machine: p.Machine, Point: p.ID, Sequence: p.Sequence, Roots: map[string]string{}}
-		proofs, err := c.Proofs.OfPoint(ctx, p.ID)
-		if err != nil {
-			return nil, err
-		}
-		for _, x := range proofs {
-			e.Objects = append(e.Objects, x.Key)
-		}
-		packages, err := c.Packages.OfPoint(ctx, p.ID)
-		if err != nil {
-			return nil, err
-		}
-		for _, x := range packages {
-			e.Objects = append(e.Objects, x.Key)
-		}
-		if _, known := headers[p.Machine]; !known {
-			if headers[p.Machine], err = c.Packages.Headers(ctx, p.Machine); err != nil {
-				return nil, err
-			}
-		}
-		digests := map[string]bool{}
-		for _, d := range p.Disks {
-			e.Roots[d.Disk] = d.ContentRoot
-			for _, v := range d.Volumes {
-				digests[v.HeaderDigest] = true
-			}
-		}
-		for _, h := range headers[p.Machine] {
-			if digests[h.HeaderDigest] {
-				e.Objects = append(e.Objects, h.Key)
-			}
-		}
-		out = append(out, e)
-	}
-	return out, nil
 }

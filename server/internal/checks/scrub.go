@@ -16,12 +16,17 @@ import (
 	"github.com/lockstep-backup/lockstep/verify"
 )
 
-// scrubKey keeps two scrubs apart: they would read the same.
+// scrubKey keeps two scrubs of a repository apart: they would read the same.
 const scrubKey = "scrub"
 
 func (s routes) startScrub(ctx context.Context, req *frame.In[api.ScrubRequest]) (*frame.Out[api.Job], error) {
 	r := req.Body
-	e := audit.Event{Action: "repository.scrub", Object: s.Repositories.List()[0].URL}
+	e := audit.Event{Action: "repository.scrub", Object: frame.Clip(r.Repository)}
+	place, err := s.PlaceOrPrimary(r.Repository)
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	e.Object = place.URL
 	const most = int64(100 * 365 * 24 * time.Hour / time.Second)
 	if max(r.ForSeconds, r.OlderThanSeconds, r.WarnAfterSeconds) > most {
 		return nil, s.Refuse(ctx, e, frame.Usage("scrub: a time is longer than 100 years"))
@@ -31,12 +36,12 @@ func (s routes) startScrub(ctx context.Context, req *frame.In[api.ScrubRequest])
 		return nil, s.Refuse(ctx, e, err)
 	}
 	return s.Start(ctx, "scrub", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-		return s.scrub(ctx, c, r, p)
-	}, scrubKey)
+		return s.scrub(ctx, c, place, r, p)
+	}, scrubKey+":"+place.ID)
 }
 
-func (s routes) scrub(ctx context.Context, c *catalog.Catalog, r api.ScrubRequest, p *job.Reporter) (frame.Result, error) {
-	repo, err := s.Repository(ctx)
+func (s routes) scrub(ctx context.Context, c *catalog.Catalog, place frame.Place, r api.ScrubRequest, p *job.Reporter) (frame.Result, error) {
+	repo, err := s.Repositories.Open(ctx, place.Name)
 	if err != nil {
 		return frame.Result{}, err
 	}
@@ -51,7 +56,7 @@ func (s routes) scrub(ctx context.Context, c *catalog.Catalog, r api.ScrubReques
 	})
 	res := &api.ScrubResult{
 		Objects: found.Objects, ReadBytes: found.Read, LeftObjects: found.Left, LeftBytes: found.LeftBytes,
-		Never: found.Never, Damage: s.damage(ctx, found.Damage),
+		Never: found.Never, Damage: s.damage(ctx, place, found.Damage),
 	}
 	if !found.Oldest.IsZero() {
 		at := found.Oldest.UTC()
@@ -65,11 +70,11 @@ func (s routes) scrub(ctx context.Context, c *catalog.Catalog, r api.ScrubReques
 }
 
 // damage shows what a verification found.
-func (s routes) damage(ctx context.Context, found []verify.Damage) []api.Damage {
+func (s routes) damage(ctx context.Context, place frame.Place, found []verify.Damage) []api.Damage {
 	names := s.Names(ctx)
 	out := make([]api.Damage, 0, len(found))
 	for _, d := range found {
-		v := api.Damage{Object: d.Object, Machine: show.Name(names, d.Machine), Disk: d.Disk, Points: d.Points, Error: "damaged"}
+		v := api.Damage{Object: d.Object, Machine: show.Name(names, d.Machine), Disk: d.Disk, Points: d.Points, Error: "damaged", Repository: place.Name}
 		if d.Range != nil {
 			v.Range = &api.Range{Offset: d.Range.Offset, Length: d.Range.Length}
 		}

@@ -154,6 +154,10 @@ func (s *Frame) Manifest(ctx context.Context, repo *repository.Repository, p cat
 
 // RepositoryPoint finds a catalogued recovery point in the repository's log.
 func (s *Frame) RepositoryPoint(ctx context.Context, repo *repository.Repository, p catalog.Point) (repository.Point, error) {
+	return pointIn(ctx, repo, p)
+}
+
+func pointIn(ctx context.Context, repo *repository.Repository, p catalog.Point) (repository.Point, error) {
 	list, err := repo.Points(ctx, p.Machine)
 	// Damage in other entries of the log must not keep this one from being read.
 	i := slices.IndexFunc(list, func(x repository.Point) bool { return x.ID == p.ID })

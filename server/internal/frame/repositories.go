@@ -54,11 +54,23 @@ type Repositories interface {
 	Add(ctx context.Context, n NewPlace) (AddedPlace, error)
 	// Promote makes a repository the one that backups write to.
 	Promote(ctx context.Context, name string) error
+	// Remove forgets a repository that backups do not write to, and touches
+	// nothing in it.
+	Remove(ctx context.Context, name string) error
 }
 
 // Place finds a repository of the installation by name, URL or id.
-func (s *Frame) Place(name string) (Place, error) {
-	all := s.Repositories.List()
+func (s *Frame) Place(name string) (Place, error) { return placeOf(s.Repositories.List(), name) }
+
+// PlaceOrPrimary is Place, and the one that backups write to where name is "".
+func (s *Frame) PlaceOrPrimary(name string) (Place, error) {
+	if name == "" {
+		return s.Repositories.List()[0], nil
+	}
+	return s.Place(name)
+}
+
+func placeOf(all []Place, name string) (Place, error) {
 	i := slices.IndexFunc(all, func(p Place) bool {
 		return p.Name == name || p.ID == name || p.URL == name || disk.SameLocal(name, p.URL)
 	})
@@ -77,14 +89,27 @@ type Found struct {
 	Manifest *repository.Manifest
 }
 
-// Nearest finds a recovery point in the nearest repository that has it. rest
-// gives the others that do, when they are needed. note is told which one cannot
-// be used, and why. The error is the first of them, where none has it.
-func (s *Frame) Nearest(ctx context.Context, p catalog.Point, note func(format string, args ...any)) (near Found, rest func() []*repository.Repository, err error) {
-	places := s.Repositories.List()
+// Nearest is FindNearest in the installation's repositories.
+func (s *Frame) Nearest(ctx context.Context, p catalog.Point, name string, note func(format string, args ...any)) (near Found, rest func() []*repository.Repository, err error) {
+	return FindNearest(ctx, s.Repositories, p, name, note)
+}
+
+// FindNearest finds a recovery point in the nearest repository that has it, or in
+// the one that is named. rest gives the others that do, when they are needed.
+// note is told which one cannot be used, and why. The error is the first of
+// them, where none has it.
+func FindNearest(ctx context.Context, all Repositories, p catalog.Point, name string, note func(format string, args ...any)) (near Found, rest func() []*repository.Repository, err error) {
+	places := all.List()
+	if name != "" {
+		named, err := placeOf(places, name)
+		if err != nil {
+			return Found{}, nil, err
+		}
+		places = append([]Place{named}, slices.DeleteFunc(places, func(p Place) bool { return p.ID == named.ID })...)
+	}
 	var first error
 	for i, place := range places {
-		found, err := s.findIn(ctx, place, p, note)
+		found, err := findIn(ctx, all, place, p, note)
 		if ctx.Err() != nil {
 			return Found{}, nil, ctx.Err()
 		}
@@ -92,12 +117,15 @@ func (s *Frame) Nearest(ctx context.Context, p catalog.Point, note func(format s
 			return found, sync.OnceValue(func() []*repository.Repository {
 				var others []*repository.Repository
 				for _, place := range places[i+1:] {
-					if found, err := s.findIn(ctx, place, p, note); err == nil {
+					if found, err := findIn(ctx, all, place, p, note); err == nil {
 						others = append(others, found.Repo)
 					}
 				}
 				return others
 			}), nil
+		}
+		if name != "" {
+			return Found{}, nil, fmt.Errorf("repository %s: %w", place.Name, err)
 		}
 		if first == nil {
 			first = err
@@ -106,11 +134,15 @@ func (s *Frame) Nearest(ctx context.Context, p catalog.Point, note func(format s
 	return Found{}, nil, first
 }
 
-func (s *Frame) findIn(ctx context.Context, place Place, p catalog.Point, note func(format string, args ...any)) (Found, error) {
-	repo, err := s.Repositories.Open(ctx, place.Name)
+func findIn(ctx context.Context, all Repositories, place Place, p catalog.Point, note func(format string, args ...any)) (Found, error) {
+	repo, err := all.Open(ctx, place.Name)
+	var rp repository.Point
+	if err == nil {
+		rp, err = pointIn(ctx, repo, p)
+	}
 	var mf *repository.Manifest
 	if err == nil {
-		mf, err = s.Manifest(ctx, repo, p)
+		mf, err = repo.Manifest(ctx, rp)
 	}
 	if err != nil && ctx.Err() == nil && (place.Primary || !errors.Is(err, repository.ErrNotFound)) {
 		note("repository %s is passed over: %s", place.Name, ProblemOf(err).Detail)
@@ -123,6 +155,9 @@ func (s *Frame) findIn(ctx context.Context, place Place, p catalog.Point, note f
 type Copied struct {
 	Time   time.Time         `json:"time"`             // when it last came to its end, for all that was asked for
 	Newest map[string]string `json:"newest,omitempty"` // by machine id: its newest recovery point there
+	// Points are by machine id all that were there then. What was deleted there
+	// since, its log says: what it does not know of is gone.
+	Points map[string][]string `json:"points,omitempty"`
 }
 
 func copiedKey(id string) string { return "repository.copied." + id }
@@ -135,6 +170,9 @@ func (s *Frame) Copied(ctx context.Context, c *catalog.Catalog, id string) (v Co
 	}
 	if v.Newest == nil {
 		v.Newest = map[string]string{}
+	}
+	if v.Points == nil {
+		v.Points = map[string][]string{}
 	}
 	return v, err
 }

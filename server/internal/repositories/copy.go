@@ -170,6 +170,9 @@ func (s routes) noteCopies(ctx context.Context, c *catalog.Catalog, todo []due, 
 			s.Log.Warn("what was copied is not recorded", "repository", d.to.Name, "machine", d.machine.Name, "error", err)
 		}
 	}
+	for _, d := range todo {
+		s.noteThere(ctx, c, d.to, []catalog.Machine{d.machine})
+	}
 }
 
 func (s routes) copyMachine(ctx context.Context, c *catalog.Catalog, src *repository.Repository, from frame.Place, d due, r api.CopyRequest, p *job.Reporter) (*api.MachineCopy, error) {

@@ -26,6 +26,7 @@ func Register(f *frame.Frame) {
 	frame.Route(f, "list-repositories", http.MethodGet, "/v1/repositories", "List the repositories, and what each lacks", s.list)
 	frame.Route(f, "add-repository", http.MethodPost, "/v1/repositories", "Make a repository, or join one that is there", s.add)
 	frame.Route(f, "promote-repository", http.MethodPost, "/v1/repositories/{name}/promote", "Have backups write to this repository from now on", s.promote)
+	frame.Route(f, "remove-repository", http.MethodDelete, "/v1/repositories/{name}", "Forget a repository, and touch nothing in it", s.remove)
 	frame.Route(f, "start-copy", http.MethodPost, "/v1/copies", "Copy recovery points to another repository", s.startCopy, frame.Status(http.StatusAccepted))
 	frame.Route(f, "start-repair", http.MethodPost, "/v1/repairs", "Bring damaged objects back from another repository", s.startRepair, frame.Status(http.StatusAccepted))
 }
@@ -208,6 +209,7 @@ func (s routes) promote(ctx context.Context, req *repositoryPath) (*frame.Out[ap
 		if err := record(ctx, c, repo, machines); err != nil {
 			return nil, frame.Hint(fmt.Errorf("repository %s is the one that is written; the catalog could not follow: %w", place.Name, err), "'lockstep catalog rebuild'")
 		}
+		s.noteThere(ctx, c, place, machines)
 		all, err := s.list(ctx, nil)
 		if err != nil {
 			return nil, err
@@ -229,12 +231,48 @@ func (s routes) noteGivenUp(ctx context.Context, c *catalog.Catalog, place frame
 		if newest, ok := catalog.Newest(points, time.Time{}); ok {
 			v.Newest[m.ID] = newest.ID
 		}
+		for _, p := range points { // what was made there is known by that
+			if p.Repository != place.ID && !slices.Contains(v.Points[m.ID], p.ID) {
+				v.Points[m.ID] = append(v.Points[m.ID], p.ID)
+			}
+		}
 	}
 	if err == nil {
 		err = s.SetCopied(ctx, c, place.ID, v)
 	}
 	if err != nil {
 		s.Log.Warn("what the repository has that is given up is not recorded", "repository", place.Name, "error", err)
+	}
+}
+
+// noteThere remembers what a repository lists of machines: from then on it is
+// missed there, unless its log says that it was deleted.
+func (s routes) noteThere(ctx context.Context, c *catalog.Catalog, place frame.Place, machines []catalog.Machine) {
+	repo, err := s.Repositories.Open(ctx, place.Name)
+	var v frame.Copied
+	if err == nil {
+		v, err = s.Copied(ctx, c, place.ID)
+	}
+	bad := []error{err}
+	if err == nil {
+		for _, m := range machines {
+			points, err := repo.Points(ctx, m.ID)
+			if err != nil && !errors.Is(err, repository.ErrNotFound) && !errors.Is(err, repository.ErrDamaged) {
+				bad = append(bad, err)
+				continue
+			}
+			if len(points) == 0 {
+				continue
+			}
+			v.Points[m.ID] = nil
+			for _, p := range points {
+				v.Points[m.ID] = append(v.Points[m.ID], p.ID)
+			}
+		}
+		bad = append(bad, s.SetCopied(ctx, c, place.ID, v))
+	}
+	if err := errors.Join(bad...); err != nil {
+		s.Log.Warn("what a repository has is not recorded", "repository", place.Name, "error", err)
 	}
 }
 

@@ -70,7 +70,7 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		return frame.Result{}, err
 	}
 	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: []api.PointKey{}, Disks: []api.RestoredDisk{}}
-	near, rest, err := s.Nearest(ctx, p, func(format string, args ...any) { rep.Warning(format, args...) })
+	near, rest, err := s.Nearest(ctx, p, r.Repository, func(format string, args ...any) { rep.Warning(format, args...) })
 	if err != nil {
 		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
 	}
@@ -105,7 +105,7 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 			rep.Warning("disk %s: %s", d.ID, largerText(d, parts[i]))
 		}
 		if d.Borrowed > 0 {
-			rep.Warning("disk %s: %d bytes could not be read in repository %s, and were taken from another: %s", d.ID, d.Borrowed, near.Place.Name, show.OneLine(d.BorrowedFor.Error()))
+			rep.Warning("%s", borrowedText(d, near.Place))
 		}
 		if len(d.Unread) > 0 {
 			out.Exit = api.ExitDamaged
@@ -140,6 +140,11 @@ func restored(d restore.Disk) api.RestoredDisk {
 		out.Part = &api.Range{Offset: d.Part.Offset, Length: d.Part.Length}
 	}
 	return out
+}
+
+// borrowedText says what came from another repository than the disk.
+func borrowedText(d restore.Disk, from frame.Place) string {
+	return fmt.Sprintf("disk %s: %d bytes could not be read in repository %s, and were taken from another: %s", d.ID, d.Borrowed, from.Name, show.OneLine(d.BorrowedFor.Error()))
 }
 
 // largerText says what to do with a target that is larger than the disk. The

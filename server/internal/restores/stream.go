@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -35,7 +37,14 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
 	}
-	near, rest, err := s.Nearest(ctx, p, func(format string, args ...any) { s.Log.Warn(fmt.Sprintf(format, args...)) })
+	// Others are looked for while the disk is read, by whoever meets damage.
+	var mu sync.Mutex
+	var notes []string
+	near, rest, err := s.Nearest(ctx, p, r.Repository, func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		notes = append(notes, frame.Clip(fmt.Sprintf(format, args...)))
+	})
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
 	}
@@ -62,6 +71,12 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 				},
 			})
 		})
+		mu.Lock()
+		out.Warnings = slices.Clone(notes)
+		mu.Unlock()
+		if err == nil && d.Borrowed > 0 {
+			out.Warnings = append(out.Warnings, borrowedText(d, near.Place))
+		}
 		if err != nil && !begun {
 			p := frame.ProblemOf(err)
 			h.SetHeader("Content-Type", "application/problem+json")

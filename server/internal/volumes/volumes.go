@@ -16,6 +16,7 @@ import (
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 	"github.com/lockstep-backup/lockstep/server/internal/headers"
 	"github.com/lockstep-backup/lockstep/server/internal/places"
+	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
 type routes struct{ *frame.Frame }
@@ -151,12 +152,18 @@ type headerPath struct {
 	frame.PointPath
 	Disk   string `path:"disk"`
 	Volume string `path:"volume"`
+	// Repository is where it is read.
+	Repository string `query:"repository" doc:"name; empty = the nearest that has the recovery point"`
 }
 
 func (s routes) exportHeader(ctx context.Context, req *headerPath) (*huma.StreamResponse, error) {
 	e := audit.Event{Action: "header.export", Object: req.Point + "/" + req.Disk + "/" + req.Volume}
+	var warnings []string
+	warn := func(format string, args ...any) {
+		warnings = append(warnings, frame.Clip(show.OneLine(fmt.Sprintf(format, args...))))
+	}
 	raw, err := frame.Audited(ctx, s.Frame, e, func() ([]byte, error) {
-		b, err := s.header(ctx, req)
+		b, err := s.header(ctx, req, warn)
 		if err != nil {
 			return nil, fmt.Errorf("export header: %w", err)
 		}
@@ -168,6 +175,9 @@ func (s routes) exportHeader(ctx context.Context, req *headerPath) (*huma.Stream
 	return &huma.StreamResponse{Body: func(c huma.Context) {
 		c.SetHeader("Content-Type", "application/octet-stream")
 		c.SetHeader("Content-Length", fmt.Sprint(len(raw)))
+		for _, text := range warnings {
+			c.AppendHeader(api.WarningHeader, text)
+		}
 		c.SetStatus(http.StatusOK)
 		_, _ = c.BodyWriter().Write(raw)
 	}}, nil
@@ -175,8 +185,8 @@ func (s routes) exportHeader(ctx context.Context, req *headerPath) (*huma.Stream
 
 // header reads a volume's header from the recovery point's own extents, and
 // where these cannot be read (or the header is detached) from the copies that
-// were stored apart.
-func (s routes) header(ctx context.Context, req *headerPath) ([]byte, error) {
+// were stored apart; what is damaged in one repository is read in the next.
+func (s routes) header(ctx context.Context, req *headerPath, warn func(format string, args ...any)) ([]byte, error) {
 	c, err := s.Catalog(ctx)
 	if err != nil {
 		return nil, err
@@ -185,11 +195,7 @@ func (s routes) header(ctx context.Context, req *headerPath) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	repo, err := s.Repository(ctx)
-	if err != nil {
-		return nil, err
-	}
-	mf, err := s.Manifest(ctx, repo, p)
+	near, rest, err := s.Nearest(ctx, p, req.Repository, warn)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +209,17 @@ func (s routes) header(ctx context.Context, req *headerPath) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, copied, err := headers.Export(ctx, repo, s.Formats, mf, at.Disk, at.Volume)
+	raw, copied, err := headers.Export(ctx, near.Repo, s.Formats, near.Manifest, at.Disk, at.Volume)
+	if err != nil && ctx.Err() == nil && req.Repository == "" {
+		for _, repo := range rest() {
+			other, apart, oerr := headers.Export(ctx, repo, s.Formats, near.Manifest, at.Disk, at.Volume)
+			if oerr == nil {
+				warn("it could not be read in repository %s, and was taken from another: %v", near.Place.Name, err)
+				raw, copied, err = other, apart, nil
+				break
+			}
+		}
+	}
 	if copied != nil {
 		s.Log.Warn("a header is not readable on its disk; using its copy", "point", p.ID, "volume", at.String(), "error", copied)
 	}
