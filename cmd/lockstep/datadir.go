@@ -62,10 +62,11 @@ type config struct {
 }
 
 type repositoryConfig struct {
-	Name      string `json:"name,omitempty"` // "" = main
-	ID        string `json:"id"`
-	URL       string `json:"url"` // "" = the folder repository/ of the data directory
-	TrustRoot string `json:"trust_root"`
+	Name      string      `json:"name,omitempty"` // "" = main
+	ID        string      `json:"id"`
+	URL       string      `json:"url"` // "" = the folder repository/ of the data directory
+	TrustRoot string      `json:"trust_root"`
+	Lock      *lockConfig `json:"lock,omitempty"` // for how long the store locks what is written; nil: not at all
 }
 
 type keyManagerConfig struct {

@@ -16,6 +16,7 @@ import (
 	"github.com/lockstep-backup/lockstep/backup"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/catalog/sqlite"
+	"github.com/lockstep-backup/lockstep/cmd/internal/hostos"
 	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
 	"github.com/lockstep-backup/lockstep/custody/prover"
 	"github.com/lockstep-backup/lockstep/disk"
@@ -129,6 +130,7 @@ func (e *engine) deps() server.Deps {
 		},
 		Custodian: func() (envelope.SigningKey, error) { return envelope.ReadSigningKeyFile(e.dir.custodianKey()) },
 		Rebuild:   e.rebuild, Locked: e.locked,
+		LockOf: e.lockOf, SetLock: e.setLock, Free: hostos.FreeSpace,
 		Prover: e.prover, Recipients: e.config.Recipients, Audit: e.audit,
 		OpenSource: openSource, OpenTarget: openTarget, Formats: formats(),
 		Locks: job.NewLocks(e.dir.locks()), Installation: e.config.Installation,

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/barestore"
 	"github.com/lockstep-backup/lockstep/custody/prover"
 )
 
@@ -43,7 +44,7 @@ func environment() cli.Env {
 	return cli.Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
 		Version: programVersion(),
-		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo, VerifyStored: verifyStored, CheckStore: checkStore,
+		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo, VerifyStored: barestore.Verify, CheckStore: barestore.Check,
 		Export: exportPoint, Mount: mountPoint, Overlay: showOverlay, DiscardOverlay: discardOverlay,
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/hostos"
 	"github.com/lockstep-backup/lockstep/custody/prover"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/envelope"
@@ -100,5 +101,5 @@ const (
 )
 
 func kdfMemory() int64 {
-	return min(max(physicalMemory()/2, minKDFMemory), maxKDFMemory)
+	return min(max(hostos.PhysicalMemory()/2, minKDFMemory), maxKDFMemory)
 }

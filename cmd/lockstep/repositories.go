@@ -93,7 +93,7 @@ func (e *engine) openOne(ctx context.Context, c repositoryConfig, primary bool) 
 		if err != nil {
 			return nil, fmt.Errorf("open repository: %w", err)
 		}
-		options := repository.OpenOptions{TrustRoot: c.TrustRoot, Log: e.log}
+		options := repository.OpenOptions{TrustRoot: c.TrustRoot, Log: e.log, Lock: c.lockPolicy()}
 		writer, err := envelope.ReadSigningKeyFile(e.dir.writerKey())
 		if err == nil {
 			options.Writer = &writer

@@ -14,6 +14,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/hostos"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/server"
 )
@@ -117,7 +118,7 @@ func (l ownerOnly) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, known, err := peer(c)
+		uid, known, err := hostos.Peer(c)
 		if err != nil || known && uid != 0 && uid != os.Getuid() {
 			_ = c.Close()
 			continue
@@ -128,7 +129,7 @@ func (l ownerOnly) Accept() (net.Conn, error) {
 
 // identify says who is behind a connection.
 func identify(ctx context.Context, c net.Conn) context.Context {
-	uid, known, err := peer(c)
+	uid, known, err := hostos.Peer(c)
 	if err != nil || !known {
 		return server.WithActor(ctx, "local")
 	}

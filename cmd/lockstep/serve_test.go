@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cmd/internal/hostos"
 )
 
 // served is a server in a process of its own.
@@ -229,7 +230,7 @@ func TestSocketIsTheOwnersOnly(t *testing.T) {
 	h := &http.Server{
 		Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			id, known, err := peer(c)
+			id, known, err := hostos.Peer(c)
 			if err != nil || known && id != os.Getuid() {
 				seen <- "wrong peer"
 			} else {

@@ -22,7 +22,7 @@ type group struct{ *shell.Run }
 func Commands(r *shell.Run) []*cobra.Command {
 	a := group{r}
 	return []*cobra.Command{a.Group("repository", "Where recovery points are kept, and copies of them", shell.GroupWatch, "lockstep repository list",
-		a.list(), a.add(), a.copy(), a.repair(), a.promote(), a.remove(), a.checkStore())}
+		a.list(), a.add(), a.copy(), a.repair(), a.promote(), a.remove(), a.checkStore(), a.stats(), a.lock())}
 }
 
 func (a group) list() *cobra.Command {

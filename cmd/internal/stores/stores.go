@@ -130,6 +130,19 @@ func As[T any](s store.Store) (T, bool) {
 	}
 }
 
+// Locks says whether a store locks objects.
+func Locks(ctx context.Context, s store.Store) (bool, error) {
+	l, ok := As[store.Locker](s)
+	if !ok {
+		return false, nil
+	}
+	status, err := l.LockStatus(ctx)
+	if errors.Is(err, store.ErrNoLock) {
+		return false, nil
+	}
+	return status.Enabled, err
+}
+
 // Cleaner is implemented by stores in which killed writers leave something.
 type Cleaner interface {
 	// CleanTemp removes what is older than age, and says how many things those were.

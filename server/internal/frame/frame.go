@@ -41,6 +41,13 @@ type Deps struct {
 	// machine whatever anybody wants; nil: it keeps none.
 	Locked func(ctx context.Context, machine string, points []string) (map[string]time.Time, error)
 
+	// LockOf and SetLock are for how long a repository's store locks what is
+	// written, by the repository's name.
+	LockOf  func(name string) (repository.LockPolicy, error)
+	SetLock func(ctx context.Context, name string, l repository.LockPolicy) error
+	// Free is the free space, in bytes, where a store on this host lies; nil: nobody knows.
+	Free func(url string) (int64, error)
+
 	Prover     custody.Prover
 	Recipients []string // recovery recipients of key packages
 	Audit      *audit.Log

@@ -23,6 +23,7 @@ type routes struct{ *frame.Frame }
 // Register adds the routes.
 func Register(f *frame.Frame) {
 	s := routes{f}
+	s.registerStorage()
 	frame.Route(f, "list-repositories", http.MethodGet, "/v1/repositories", "List the repositories, and what each lacks", s.list)
 	frame.Route(f, "add-repository", http.MethodPost, "/v1/repositories", "Make a repository, or join one that is there", s.add)
 	frame.Route(f, "promote-repository", http.MethodPost, "/v1/repositories/{name}/promote", "Have backups write to this repository from now on", s.promote)

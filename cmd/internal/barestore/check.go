@@ -1,4 +1,4 @@
-package main
+package barestore
 
 import (
 	"context"
@@ -12,8 +12,8 @@ import (
 	"github.com/lockstep-backup/lockstep/store/storecheck"
 )
 
-// checkStore tries a store without a data directory.
-func checkStore(ctx context.Context, o cli.StoreCheckOptions) (r cli.StoreCheckResult, err error) {
+// Check tries a store without a data directory.
+func Check(ctx context.Context, o cli.StoreCheckOptions) (r cli.StoreCheckResult, err error) {
 	st, err := stores.Open(ctx, o.URL, stores.Options{})
 	if errors.Is(err, remote.ErrLocation) || errors.Is(err, stores.ErrScheme) {
 		wrong := &api.Error{Status: http.StatusUnprocessableEntity, Title: "wrong usage", Exit: api.ExitUsage, Detail: "repository check-store: " + err.Error()}

@@ -1,4 +1,4 @@
-package main
+package hostos
 
 import (
 	"errors"
@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peer says which user is at the other end of a unix socket.
-func peer(c net.Conn) (uid int, known bool, err error) {
+// Peer says which user is at the other end of a unix socket.
+func Peer(c net.Conn) (uid int, known bool, err error) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return 0, false, errors.New("not a unix socket")

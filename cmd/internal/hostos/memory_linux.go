@@ -1,9 +1,9 @@
-package main
+package hostos
 
 import "golang.org/x/sys/unix"
 
-// physicalMemory is the machine's memory in bytes, 0 = not known.
-func physicalMemory() int64 {
+// PhysicalMemory is the machine's memory in bytes, 0 = not known.
+func PhysicalMemory() int64 {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return 0

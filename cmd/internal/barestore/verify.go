@@ -1,4 +1,6 @@
-package main
+// Package barestore is what can be done with a store when nothing is there but
+// its URL: no data directory and no key.
+package barestore
 
 import (
 	"context"
@@ -9,9 +11,9 @@ import (
 	"github.com/lockstep-backup/lockstep/verify"
 )
 
-// verifyStored checks a repository with nothing but its URL: no data directory,
+// Verify checks a repository with nothing but its URL: no data directory,
 // no key, and no cache, for what is stored is in question.
-func verifyStored(ctx context.Context, url string, progress func(done int64)) (r api.VerifyResult, err error) {
+func Verify(ctx context.Context, url string, progress func(done int64)) (r api.VerifyResult, err error) {
 	st, err := stores.Open(ctx, url, stores.Options{})
 	if err != nil {
 		return r, err
