@@ -220,9 +220,9 @@ func (c *Client) Point(ctx context.Context, point string) (Point, error) {
 	return call[Point](ctx, c, http.MethodGet, nil, nil, "points", point)
 }
 
-// DeletePoint deletes a recovery point.
-func (c *Client) DeletePoint(ctx context.Context, point, reason string) error {
-	return c.send(ctx, http.MethodDelete, Reason{reason}, nil, nil, "points", point)
+// DeletePoint deletes a recovery point in one repository.
+func (c *Client) DeletePoint(ctx context.Context, point string, r PointDelete) (PointDeleted, error) {
+	return call[PointDeleted](ctx, c, http.MethodDelete, r, nil, "points", point)
 }
 
 // Prove starts opening recovery points with the escrowed secrets.

@@ -38,7 +38,7 @@ func TestMethodsCallThePathsOfTheContract(t *testing.T) {
 		b, _ := io.ReadAll(r.Body)
 		got, body = r.Method+" "+r.URL.RequestURI(), string(b)
 		switch {
-		case r.Method == http.MethodDelete && !strings.HasPrefix(r.URL.Path, "/v1/repositories"):
+		case r.Method == http.MethodDelete && r.URL.Path != "/v1/points/p":
 			w.WriteHeader(http.StatusNoContent)
 		case r.URL.Path == "/v1/secrets/s":
 			_, _ = io.WriteString(w, "{}")
@@ -78,7 +78,7 @@ func TestMethodsCallThePathsOfTheContract(t *testing.T) {
 		{func() error { _, err := c.Backup(ctx, BackupRequest{Machine: "a"}); return err }, "POST /v1/backups", `{"machine":"a"}`},
 		{func() error { _, err := c.Points(ctx, ""); return err }, "GET /v1/points", ""},
 		{func() error { _, err := c.Point(ctx, "a@2026-01-01T00:00:00Z"); return err }, "GET /v1/points/a@2026-01-01T00:00:00Z", ""},
-		{func() error { return c.DeletePoint(ctx, "p", "r") }, "DELETE /v1/points/p", `{"reason":"r"}`},
+		{func() error { _, err := c.DeletePoint(ctx, "p", PointDelete{Reason: "r"}); return err }, "DELETE /v1/points/p", `{"reason":"r"}`},
 		{func() error { _, err := c.Prove(ctx, ProveRequest{All: true}); return err }, "POST /v1/proofs", `{"all":true}`},
 		{func() error { _, err := c.Restore(ctx, RestoreRequest{Point: "p"}); return err }, "POST /v1/restores", `{"point":"p","targets":null}`},
 		{func() error { _, err := c.ExportHeader(ctx, "p", "d", "v/w", "offsite", io.Discard, nil); return err }, "GET /v1/points/p/disks/d/volumes/v%2Fw/header?repository=offsite", ""},

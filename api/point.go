@@ -26,9 +26,25 @@ type Point struct {
 	Disks           []PointDisk `json:"disks"`
 	Changes         []string    `json:"changes,omitempty" doc:"what changed in custody since the parent, in words"`
 
+	OnlyIn     []string          `json:"only_in,omitempty" doc:"names of repositories that have it, where the one that backups write to has not any more"`
 	Pin        *PointMark        `json:"pin,omitempty" doc:"nothing deletes it until this is taken back"`
 	Tags       map[string]string `json:"tags,omitempty"`
 	LegalHolds []PointMark       `json:"legal_holds,omitempty" doc:"nothing deletes it until these are lifted"`
+}
+
+// PointDelete deletes a recovery point in one repository.
+type PointDelete struct {
+	Reason     string `json:"reason"`
+	Repository string `json:"repository,omitempty" doc:"name; empty = the primary"`
+}
+
+// PointDeleted says where a recovery point was deleted. Where another repository
+// still lists it, the secrets that it needs stay held.
+type PointDeleted struct {
+	Deleted    string   `json:"deleted" doc:"its id"`
+	Repository string   `json:"repository" doc:"name"`
+	StillIn    []string `json:"still_in,omitempty" doc:"names of repositories that list it, or count as doing so"`
+	Warnings   []string `json:"warnings,omitempty"`
 }
 
 // PointDisk is one disk of a recovery point.

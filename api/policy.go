@@ -112,6 +112,8 @@ type PruneRequest struct {
 	Machine      string `json:"machine,omitempty" doc:"name; empty = all"`
 	DryRun       bool   `json:"dry_run,omitempty" doc:"decide and explain, change nothing"`
 	ClockIsRight bool   `json:"clock_is_right,omitempty" doc:"go on although the clock does not look right"`
+	// Repositories are pruned one after the other.
+	Repositories []string `json:"repositories,omitempty" doc:"names; empty = the primary"`
 }
 
 // PruneResult says what stayed and what went, and why.
@@ -122,9 +124,10 @@ type PruneResult struct {
 
 // PruneMachine is what came of pruning one machine.
 type PruneMachine struct {
-	Machine string `json:"machine"`
-	Origin  string `json:"origin" enum:"machine,default,none" doc:"whose policy"`
-	Kept    int    `json:"kept"`
+	Machine    string `json:"machine"`
+	Repository string `json:"repository" doc:"name"`
+	Origin     string `json:"origin" enum:"machine,default,none" doc:"whose policy"`
+	Kept       int    `json:"kept"`
 	// In a dry run all of the machine, the newest first; else those that went.
 	Points        []PrunePoint `json:"points" doc:"in a dry run all, else those that went; the newest first"`
 	Deleted       int          `json:"deleted" doc:"in a dry run: that would be"`
@@ -144,6 +147,7 @@ type PrunePoint struct {
 	Keep    bool      `json:"keep"`
 	Reasons []string  `json:"reasons"`
 	Deleted bool      `json:"deleted"`
+	StillIn []string  `json:"still_in,omitempty" doc:"names of repositories that list it, or count as doing so; its secrets stay held"`
 }
 
 // Prune starts pruning.

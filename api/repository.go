@@ -100,6 +100,7 @@ type RepairRequest struct {
 	From       string   `json:"from,omitempty" doc:"name of the repository to take them from; empty = any other"`
 	Objects    []string `json:"objects,omitempty" doc:"keys of damaged objects; empty = everything is verified first"`
 	DryRun     bool     `json:"dry_run,omitempty" doc:"say what can be brought back from where, change nothing"`
+	Rates
 }
 
 // RepairResult says what was brought back.

@@ -29,6 +29,7 @@ type PointSummary struct {
 	ChangedBytes int64     `json:"changed_bytes"`
 	Opens        []string  `json:"opens" doc:"for each column: yes, claims, no, untried"`
 	Epochs       []string  `json:"epochs,omitempty" doc:"volume-key epochs, short"`
+	OnlyIn       []string  `json:"only_in,omitempty" doc:"names of repositories that have it, where the one that backups write to has not any more"`
 }
 
 // AuditEntry is one entry of the audit log.

@@ -342,8 +342,12 @@ func (f *fake) points(mux *http.ServeMux) {
 		}
 	})
 	mux.HandleFunc("DELETE /v1/points/{point}", func(w http.ResponseWriter, r *http.Request) {
-		body[api.Reason](f, r)
-		w.WriteHeader(204)
+		req := body[api.PointDelete](f, r)
+		v := api.PointDeleted{Deleted: r.PathValue("point"), Repository: "main"}
+		if req.Repository == "" && strings.HasPrefix(v.Deleted, "kept") {
+			v.StillIn = []string{"offsite"}
+		}
+		answer(w, 200, v)
 	})
 	mux.HandleFunc("GET /v1/points/{point}/disks/{disk}/volumes/{volume}/header", func(w http.ResponseWriter, r *http.Request) {
 		switch r.PathValue("volume") {

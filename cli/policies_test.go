@@ -69,11 +69,11 @@ func TestMarksSend(t *testing.T) {
 
 func TestPruneSends(t *testing.T) {
 	f := newFake()
-	if r := run(t, f, nil, "prune", "web01", "--dry-run", "--clock-is-right"); r.status != 0 {
+	if r := run(t, f, nil, "prune", "web01", "--dry-run", "--clock-is-right", "--repository", "main", "--repository", "offsite"); r.status != 0 {
 		t.Fatalf("exit status %d, %s", r.status, r.stderr)
 	}
 	var got api.PruneRequest
-	if err := json.Unmarshal(f.last["/v1/prunes"], &got); err != nil || got != (api.PruneRequest{Machine: "web01", DryRun: true, ClockIsRight: true}) {
+	if err := json.Unmarshal(f.last["/v1/prunes"], &got); err != nil || !reflect.DeepEqual(got, api.PruneRequest{Machine: "web01", DryRun: true, ClockIsRight: true, Repositories: []string{"main", "offsite"}}) {
 		t.Errorf("sent %+v", got)
 	}
 }

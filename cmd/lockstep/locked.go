@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
@@ -10,11 +12,16 @@ import (
 	"github.com/lockstep-backup/lockstep/store"
 )
 
-// locked says until when the repository's store keeps the manifests of recovery
+// locked says until when the store of a repository, by name, keeps the manifests of recovery
 // points, by this host's clock. Where it does not say, nothing is lost by going
 // on: it does not delete what it keeps.
-func (e *engine) locked(ctx context.Context, machine string, points []string) (map[string]time.Time, error) {
-	st, err := e.openStore(ctx, e.config.Repository)
+func (e *engine) locked(ctx context.Context, name, machine string, points []string) (map[string]time.Time, error) {
+	all := e.repositoryConfigs()
+	i := slices.IndexFunc(all, func(c repositoryConfig) bool { return c.name() == name })
+	if i < 0 {
+		return nil, fmt.Errorf("there is no repository %q", name)
+	}
+	st, err := e.openStore(ctx, all[i])
 	if err != nil {
 		return nil, err
 	}

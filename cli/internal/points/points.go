@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -95,6 +96,7 @@ func (a group) printPoint(w io.Writer, p api.Point) {
 	}
 	f.Add("parent", p.Parent)
 	f.Add("repository", p.Repository)
+	f.Add("only in", strings.Join(p.OnlyIn, ", "))
 	for _, change := range p.Changes {
 		f.Add("changed", change)
 	}
@@ -109,24 +111,35 @@ func (a group) printPoint(w io.Writer, p api.Point) {
 }
 
 func (a group) pointDelete() *cobra.Command {
-	var reason string
+	var r api.PointDelete
 	cmd := a.Leaf(shell.Command{
-		Use: "delete POINT [--reason TEXT]", Short: "Delete a recovery point",
-		Long: `The secrets that only it needed are held no more, and stay in custody. One that is
-pinned or under a legal hold is not deleted.`,
+		Use: "delete POINT [--reason TEXT] [--repository REPOSITORY]", Short: "Delete a recovery point",
+		Long: `It is deleted in the repository that backups write to, or in the one named. When
+no repository lists it any more, the secrets that only it needed are held no
+more, and stay in custody; until then it is listed and can be restored. One that
+is pinned or under a legal hold is not deleted.`,
 		Example: "lockstep point delete web01@2026-01-31T00:00:00Z --reason 'test machine'",
 		Exits:   []int{api.ExitRefused, api.ExitBusy},
 		Args:    cobra.ExactArgs(1),
 		Run: func(ctx context.Context, _ *cobra.Command, args []string) error {
 			return a.WithClient(ctx, func(c *api.Client) error {
-				if err := c.DeletePoint(ctx, args[0], reason); err != nil {
+				v, err := c.DeletePoint(ctx, args[0], r)
+				if err != nil {
 					return shell.OperationError("point delete", err)
 				}
-				a.Done(map[string]string{"deleted": args[0]}, "recovery point %s is deleted", screen.CleanLine(args[0]))
+				text := fmt.Sprintf("recovery point %s is deleted", screen.CleanLine(args[0]))
+				if len(v.StillIn) > 0 {
+					text += fmt.Sprintf(" in repository %s; repository %s still lists it, and its secrets stay held",
+						screen.CleanLine(v.Repository), screen.CleanLine(strings.Join(v.StillIn, ", ")))
+				}
+				a.Done(v, "%s", text)
+				a.WarnAll(v.Warnings)
 				return nil
 			})
 		},
 	})
-	cmd.Flags().StringVar(&reason, "reason", "no reason given", "why, `TEXT`, for the audit log")
+	f := cmd.Flags()
+	f.StringVar(&r.Reason, "reason", "no reason given", "why, `TEXT`, for the audit log")
+	f.StringVar(&r.Repository, "repository", "", "`REPOSITORY` to delete it in (default: the one that backups write to)")
 	return cmd
 }

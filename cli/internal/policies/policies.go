@@ -4,10 +4,7 @@ package policies
 
 import (
 	"context"
-	"fmt"
 	"io"
-	"math"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -210,7 +207,7 @@ func parseLimits(cmd *cobra.Command, texts []string) ([]api.PolicyLimit, error) 
 		}
 		for _, part := range parts[1:] {
 			name, value, _ := strings.Cut(part, "=")
-			n, err := parseRate(value)
+			n, err := shell.ParseRate(value)
 			switch {
 			case err != nil:
 				return nil, shell.UsageError(cmd, "policy set: limit %q: %v", text, err)
@@ -225,19 +222,4 @@ func parseLimits(cmd *cobra.Command, texts []string) ([]api.PolicyLimit, error) 
 		out = append(out, l)
 	}
 	return out, nil
-}
-
-// parseRate reads bytes a second, with K, M, G or T for powers of 1024.
-func parseRate(s string) (int64, error) {
-	digits, shift := s, 0
-	if s != "" {
-		if i := strings.IndexByte("KMGT", s[len(s)-1]&^0x20); i >= 0 {
-			digits, shift = s[:len(s)-1], 10*(i+1)
-		}
-	}
-	n, err := strconv.ParseUint(digits, 10, 63) // takes no sign
-	if err != nil || n > math.MaxInt64>>shift {
-		return 0, fmt.Errorf("rate %q is not a number of bytes a second such as 200M", s)
-	}
-	return int64(n << shift), nil
 }

@@ -17,11 +17,16 @@ import (
 func (a group) prune() *cobra.Command {
 	var r api.PruneRequest
 	cmd := a.Leaf(shell.Command{
-		Use: "prune [NAME] [--dry-run] [--clock-is-right]", Short: "Delete the recovery points that policies let go",
+		Use: "prune [NAME] [--dry-run] [--repository REPOSITORY…]", Short: "Delete the recovery points that policies let go",
 		Long: `Without NAME all machines are pruned. --dry-run deletes nothing and explains each
-recovery point. The secrets that only deleted recovery points needed are held no
-more, and stay in custody. Backups may run meanwhile; the newest recovery point
-is never deleted, nor is one that is pinned or under a legal hold.
+recovery point. When no repository lists one any more, the secrets that only it
+needed are held no more, and stay in custody. Backups may run meanwhile; the
+newest recovery point is never deleted, nor is one that is pinned or under a
+legal hold.
+
+Copies in other repositories stay, unless --repository names them: the same
+policy is carried out there. One that cannot be reached counts as having what it
+had when it was read last.
 
 Rules count days, so pruning is refused where the clock is before the newest
 recovery point, or more than 31 days past the last time observed. Interrupted or
@@ -36,7 +41,7 @@ killed, the next run finishes what was begun.`,
 					func() (api.Job, error) { return c.Prune(ctx, r) })
 				if j.Prune != nil {
 					v := *j.Prune
-					a.Emit(v, func(w io.Writer) { a.printPruned(w, v) })
+					a.Emit(v, func(w io.Writer) { a.printPruned(w, v, r) })
 				} else if err == nil {
 					err = errors.New("prune: the job ended without a result")
 				}
@@ -47,10 +52,11 @@ killed, the next run finishes what was begun.`,
 	cmd.GroupID = shell.GroupDaily
 	cmd.Flags().BoolVar(&r.DryRun, "dry-run", false, "explain each recovery point and delete nothing")
 	cmd.Flags().BoolVar(&r.ClockIsRight, "clock-is-right", false, "the clock is right, although it does not look so")
+	cmd.Flags().StringArrayVar(&r.Repositories, "repository", nil, "`REPOSITORY` to prune; once for each (default: the one that backups write to)")
 	return cmd
 }
 
-func (a group) printPruned(w io.Writer, v api.PruneResult) {
+func (a group) printPruned(w io.Writer, v api.PruneResult, r api.PruneRequest) {
 	for i, m := range v.Machines {
 		if a.Quiet && !v.DryRun {
 			continue
@@ -58,19 +64,23 @@ func (a group) printPruned(w io.Writer, v api.PruneResult) {
 		if i > 0 {
 			_, _ = fmt.Fprintln(w)
 		}
-		a.printMachine(w, m, v.DryRun)
+		a.printMachine(w, m, v.DryRun, len(r.Repositories) > 0)
 	}
 	if len(v.Machines) == 0 {
 		a.Sayf("there is no machine yet; 'lockstep machine add' enrols one")
 	}
 }
 
-func (a group) printMachine(w io.Writer, m api.PruneMachine, dryRun bool) {
+func (a group) printMachine(w io.Writer, m api.PruneMachine, dryRun, named bool) {
 	verb := "deleted"
 	if dryRun {
 		verb = "would be deleted"
 	}
-	line := fmt.Sprintf("%s: %s, %d kept", screen.CleanLine(m.Machine), screen.Count(m.Deleted, "recovery point "+verb, "recovery points "+verb), m.Kept)
+	what := m.Machine
+	if named {
+		what += " in " + m.Repository
+	}
+	line := fmt.Sprintf("%s: %s, %d kept", screen.CleanLine(what), screen.Count(m.Deleted, "recovery point "+verb, "recovery points "+verb), m.Kept)
 	switch m.Origin {
 	case api.PolicyNone:
 		line += ", for there is no policy"
@@ -103,6 +113,9 @@ func (a group) printMachine(w io.Writer, m api.PruneMachine, dryRun bool) {
 		why, colour := "kept: ", ""
 		if !p.Keep {
 			why, colour = "deleted: ", screen.Yellow
+		}
+		if len(p.StillIn) > 0 {
+			why = "deleted here, still in " + strings.Join(p.StillIn, ", ") + ": "
 		}
 		t.Add(screen.Text(short[p.Point]), screen.Text(screen.Stamp(p.Time)), screen.Painted(p.State, screen.StateColour(p.State)),
 			screen.Painted(why+strings.Join(p.Reasons, "; "), colour))

@@ -229,6 +229,7 @@ what can be brought back, and from where.`,
 	f.StringVar(&r.Repository, "repository", "", "`REPOSITORY` to repair (default: the one that backups write to)")
 	f.StringVar(&r.From, "from", "", "`REPOSITORY` to take objects from (default: any other)")
 	f.BoolVar(&r.DryRun, "dry-run", false, "say what can be brought back from where, and change nothing")
+	shell.Rates(cmd, &r.Rates)
 	return cmd
 }
 

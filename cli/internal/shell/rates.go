@@ -35,14 +35,15 @@ func (r *rate) String() string {
 	return strconv.FormatInt(int64(*r), 10)
 }
 
-// Set reads bytes a second, with K, M, G or T for powers of 1024; 0 is no limit.
+// Set is ParseRate.
 func (r *rate) Set(s string) error {
-	n, err := parseRate(s)
+	n, err := ParseRate(s)
 	*r = rate(n)
 	return err
 }
 
-func parseRate(s string) (int64, error) {
+// ParseRate reads bytes a second, with K, M, G or T for powers of 1024; 0 is no limit.
+func ParseRate(s string) (int64, error) {
 	if s == "0" {
 		return 0, nil
 	}

@@ -31,6 +31,9 @@ func Points(w io.Writer, style screen.Style, points []api.Point) {
 		if m := briefly(p); m != "" {
 			description = strings.TrimSpace("[" + m + "] " + description)
 		}
+		if len(p.OnlyIn) > 0 {
+			description = strings.TrimSpace("(only in " + strings.Join(p.OnlyIn, ", ") + ") " + description)
+		}
 		row := []screen.Cell{
 			screen.Text(short[p.ID]), screen.Text(screen.Stamp(p.Time)), screen.Painted(p.State, screen.StateColour(p.State)), screen.Text(p.Transfer),
 			screen.Number(screen.Size(p.ChangedBytes)), screen.Number(screen.Size(p.StoredBytes)), screen.Text(description),

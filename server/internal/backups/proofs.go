@@ -45,8 +45,17 @@ func (s routes) startProofs(ctx context.Context, req *frame.In[api.ProveRequest]
 			return nil, err
 		}
 		// The newest first: they are what will be restored.
+		only := map[string]map[string][]string{}
 		for _, p := range slices.Backward(points) {
-			ids = append(ids, p.ID)
+			if only[p.Machine] == nil {
+				if only[p.Machine], err = s.OnlyIn(ctx, c, p.Machine); err != nil {
+					return nil, err
+				}
+			}
+			// Proofs are kept where backups go; of what is only in copies nothing is.
+			if len(only[p.Machine][p.ID]) == 0 {
+				ids = append(ids, p.ID)
+			}
 		}
 	case len(req.Body.Points) == 0:
 		return nil, s.Refuse(ctx, e, frame.Usage("prove: no recovery point is named"))

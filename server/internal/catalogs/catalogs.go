@@ -97,8 +97,18 @@ func (s routes) rebuild(ctx context.Context, places []frame.Place, p *job.Report
 			},
 		}
 		var err error
-		res, err = rebuild.Run(ctx, d, sources...)
-		return err
+		if res, err = rebuild.Run(ctx, d, sources...); err != nil {
+			return err
+		}
+		for _, place := range places {
+			if !slices.ContainsFunc(sources, func(x rebuild.Source) bool { return x.Repo.ID() == place.ID }) {
+				continue
+			}
+			if err := s.NoteAllListed(ctx, c, place); err != nil { // a damaged log, of which the problems say more
+				s.Log.Warn("what the repository lists is not recorded", "repository", place.Name, "error", err)
+			}
+		}
+		return ctx.Err()
 	})
 	if err != nil {
 		return frame.Result{}, err

@@ -101,6 +101,10 @@ func (s *Frame) PointsOf(ctx context.Context, c *catalog.Catalog, m catalog.Mach
 	if err != nil {
 		return nil, err
 	}
+	only, err := s.OnlyIn(ctx, c, m.ID)
+	if err != nil {
+		return nil, err
+	}
 	views := []api.Point{}
 	for i := len(all) - 1; i >= 0; i-- {
 		if !all[i].DeletedAt.IsZero() {
@@ -111,6 +115,7 @@ func (s *Frame) PointsOf(ctx context.Context, c *catalog.Catalog, m catalog.Mach
 			return nil, err
 		}
 		v.Changes = show.ChangesSince(all, i).Texts
+		v.OnlyIn = only[v.ID]
 		show.Marks(&v, marks[v.ID])
 		views = append(views, v)
 	}

@@ -37,9 +37,9 @@ type Deps struct {
 	// gives what was filled.
 	Rebuild func(ctx context.Context, fill func(*catalog.Catalog) error) error
 
-	// Locked says until when the repository's store keeps recovery points of a
-	// machine whatever anybody wants; nil: it keeps none.
-	Locked func(ctx context.Context, machine string, points []string) (map[string]time.Time, error)
+	// Locked says until when the store of a repository, by name, keeps recovery
+	// points of a machine whatever anybody wants; nil: none keeps any.
+	Locked func(ctx context.Context, repository, machine string, points []string) (map[string]time.Time, error)
 
 	// LockOf and SetLock are for how long a repository's store locks what is
 	// written, by the repository's name.

@@ -2,7 +2,10 @@ package frame
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
@@ -14,19 +17,38 @@ import (
 	"github.com/lockstep-backup/lockstep/repository"
 )
 
-// Pruning is what deleting recovery points works with now. Each is recorded as
-// begun and with its outcome; detail goes into both entries.
-func (s *Frame) Pruning(ctx context.Context, c *catalog.Catalog, repo *repository.Repository, detail map[string]string) prune.Deps {
+// Pruning is what deleting recovery points in one repository works with now.
+// Each is recorded as begun and with its outcome; detail goes into both entries.
+func (s *Frame) Pruning(ctx context.Context, c *catalog.Catalog, place Place, repo *repository.Repository, detail map[string]string) prune.Deps {
 	deps := s.Custody(ctx, c)
 	event := func(p catalog.Point, reason string) audit.Event {
 		e := audit.Event{Action: "point.delete", Object: p.ID, Reason: reason}
+		if !place.Primary {
+			e.Detail = WithDetail(e.Detail, "repository", place.Name)
+		}
 		for k, v := range detail {
 			e.Detail = WithDetail(e.Detail, k, v)
 		}
 		return e
 	}
 	return prune.Deps{
-		Repository: repo, Catalog: c, Now: s.Now, Log: s.Log, Locked: s.Locked,
+		Repository: repo, Catalog: c, Now: s.Now, Log: s.Log,
+		Locked: func(ctx context.Context, machine string, points []string) (map[string]time.Time, error) {
+			if s.Deps.Locked == nil {
+				return nil, nil
+			}
+			return s.Deps.Locked(ctx, place.Name, machine, points)
+		},
+		Elsewhere: func(ctx context.Context, machine string, points []string) (found prune.Elsewhere, err error) {
+			m, err := c.Machines.Get(ctx, machine)
+			if err != nil {
+				return found, err
+			}
+			if _, err := s.NoteListed(ctx, c, place, machine); err != nil && !errors.Is(err, repository.ErrDamaged) {
+				return found, err
+			}
+			return s.Elsewhere(ctx, c, place.ID, m, points)
+		},
 		States: func(ctx context.Context, machine string) (func(catalog.Point) custody.State, error) {
 			v, err := prove.Load(ctx, deps, machine)
 			if err != nil {
@@ -35,8 +57,22 @@ func (s *Frame) Pruning(ctx context.Context, c *catalog.Catalog, repo *repositor
 			return func(p catalog.Point) custody.State { return v.Verdict(p).State }, nil
 		},
 		Statements: func(ctx context.Context, machine string) (said prune.Statements, err error) {
-			if said.Doubtful, err = prove.SyncMarks(ctx, deps, machine); err != nil {
-				return said, err
+			// Those of the last copy, and what was said since where backups go.
+			from := []*repository.Repository{repo}
+			if deps.Repo != nil && deps.Repo.ID() != repo.ID() {
+				from = append(from, deps.Repo)
+			}
+			for _, r := range from {
+				d := deps
+				d.Repo = r
+				doubtful, err := prove.SyncMarks(ctx, d, machine)
+				if err != nil {
+					return said, err
+				}
+				if said.Doubtful == nil {
+					said.Doubtful = map[string]string{}
+				}
+				maps.Copy(said.Doubtful, doubtful)
 			}
 			said.Marks, err = prove.MarksOf(ctx, c, machine)
 			return said, err

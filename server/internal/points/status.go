@@ -3,7 +3,9 @@ package points
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
@@ -76,6 +78,20 @@ func (s routes) machineStatus(ctx context.Context, c *catalog.Catalog, m catalog
 		return st, false, err
 	}
 	st = show.Status(m, all, view)
+	only, err := s.OnlyIn(ctx, c, m.ID)
+	if err != nil {
+		return st, false, err
+	}
+	counts := map[string]int{}
+	for i, p := range st.Points {
+		st.Points[i].OnlyIn = only[p.ID]
+		if in := strings.Join(only[p.ID], ", "); in != "" {
+			counts[in]++
+		}
+	}
+	for _, in := range slices.Sorted(maps.Keys(counts)) {
+		st.Notes = append(st.Notes, fmt.Sprintf("recovery points that backups' repository has not any more: %d in %s", counts[in], in))
+	}
 	if newest, ok := catalog.Newest(all, time.Time{}); ok {
 		behind, err := s.Behind(ctx, c, m.ID, newest.ID)
 		if err != nil {

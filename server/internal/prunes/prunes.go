@@ -51,6 +51,20 @@ func (s routes) start(ctx context.Context, req *frame.In[api.PruneRequest]) (*fr
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
 	}
+	places := s.Repositories.List()[:1]
+	if len(r.Repositories) > 0 {
+		places = nil
+		for _, name := range r.Repositories {
+			place, err := s.Place(name)
+			if err != nil {
+				return nil, s.Refuse(ctx, e, err)
+			}
+			if !slices.Contains(places, place) {
+				places = append(places, place)
+			}
+			e.Detail = frame.WithDetail(e.Detail, "repository "+place.Name, "true")
+		}
+	}
 	var keys []string
 	if !r.DryRun {
 		for _, m := range machines {
@@ -58,38 +72,42 @@ func (s routes) start(ctx context.Context, req *frame.In[api.PruneRequest]) (*fr
 		}
 	}
 	return s.Start(ctx, "prune", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-		return s.run(ctx, c, machines, r, p)
+		return s.run(ctx, c, places, machines, r, p)
 	}, keys...)
 }
 
-// run prunes one machine after the other. What one is refused for keeps no
-// other from being pruned.
-func (s routes) run(ctx context.Context, c *catalog.Catalog, machines []catalog.Machine, r api.PruneRequest, p *job.Reporter) (frame.Result, error) {
+// run prunes one machine after the other, in one repository after the other.
+// What one is refused for keeps no other from being pruned.
+func (s routes) run(ctx context.Context, c *catalog.Catalog, places []frame.Place, machines []catalog.Machine, r api.PruneRequest, p *job.Reporter) (frame.Result, error) {
 	res := &api.PruneResult{DryRun: r.DryRun, Machines: []api.PruneMachine{}}
 	out := frame.Result{JobResult: api.JobResult{Prune: res}}
-	repo, err := s.Repository(ctx)
-	if err != nil {
-		return out, err
-	}
 	// Asked first: without the key manager the holds would stay for ever.
 	if _, err := s.Manager(ctx); err != nil && !r.DryRun {
 		return out, fmt.Errorf("prune: holds could not be released: %w", err)
 	}
-	deps := s.Pruning(ctx, c, repo, map[string]string{"job": p.Job()})
 	var bad []error
-	for _, m := range machines {
-		v, err := s.machine(ctx, c, deps, m, r, p)
+	for _, place := range places {
+		repo, err := s.Repositories.Open(ctx, place.Name)
 		if err != nil {
-			problem := api.Error(*frame.ProblemOf(err))
-			v.Error = &problem
-			bad = append(bad, err)
+			bad = append(bad, fmt.Errorf("prune repository %s: %w", place.Name, err))
+			continue
 		}
-		res.Machines = append(res.Machines, v)
-		for _, text := range v.Problems {
-			p.Warning("%s: %s", m.Name, text)
-		}
-		if err := context.Cause(ctx); err != nil {
-			return out, errors.Join(append(bad, err)...)
+		deps := s.Pruning(ctx, c, place, repo, map[string]string{"job": p.Job()})
+		for _, m := range machines {
+			v, err := s.machine(ctx, c, deps, m, r, p)
+			v.Repository = place.Name
+			if err != nil {
+				problem := api.Error(*frame.ProblemOf(err))
+				v.Error = &problem
+				bad = append(bad, err)
+			}
+			res.Machines = append(res.Machines, v)
+			for _, text := range v.Problems {
+				p.Warning("%s: %s", m.Name, text)
+			}
+			if err := context.Cause(ctx); err != nil {
+				return out, errors.Join(append(bad, err)...)
+			}
 		}
 	}
 	for _, err := range bad[:max(0, len(bad)-1)] {
@@ -131,7 +149,7 @@ func (s routes) machine(ctx context.Context, c *catalog.Catalog, deps prune.Deps
 		if r.DryRun || x.Deleted {
 			v.Points = append(v.Points, api.PrunePoint{
 				Point: x.Point.ID, Time: x.Point.Time.UTC(), State: string(x.State),
-				Keep: x.Decision.Keep, Reasons: x.Decision.Reasons, Deleted: x.Deleted,
+				Keep: x.Decision.Keep, Reasons: x.Decision.Reasons, Deleted: x.Deleted, StillIn: x.In,
 			})
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/lockstep-backup/lockstep/backup"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/limit"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/repository/copies"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
@@ -66,12 +67,12 @@ func (s routes) startCopy(ctx context.Context, req *frame.In[api.CopyRequest]) (
 	}
 	var keys []string
 	for _, d := range todo {
-		if k := "copy:" + d.to.ID + ":" + d.machine.Name; !slices.Contains(keys, k) {
+		if k := frame.CopyKey(d.to, d.machine); !slices.Contains(keys, k) {
 			keys = append(keys, k)
 		}
 	}
 	return s.Start(ctx, "copy", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-		return s.copy(s.Limited(ctx, r.Rates), c, from, todo, r, p)
+		return s.copy(ctx, c, from, todo, r, p)
 	}, keys...)
 }
 
@@ -123,7 +124,7 @@ func (s routes) copy(ctx context.Context, c *catalog.Catalog, from frame.Place, 
 	bad := map[string]bool{}
 	defer func() { s.noteCopies(context.WithoutCancel(ctx), c, todo, bad) }()
 	for _, d := range todo {
-		v, err := s.copyMachine(ctx, c, src, from, d, r, p)
+		v, err := s.copyMachine(s.Limited(ctx, r.Rates, s.PolicyLimits(ctx, c, d.machine.ID)), c, src, from, d, r, p)
 		if errors.Is(err, repository.ErrNotFound) && v == nil {
 			continue // it was never backed up there
 		}
@@ -150,17 +151,13 @@ func (s routes) copy(ctx context.Context, c *catalog.Catalog, from frame.Place, 
 // noteCopies records what the destinations have now.
 func (s routes) noteCopies(ctx context.Context, c *catalog.Catalog, todo []due, bad map[string]bool) {
 	for _, d := range todo {
-		repo, err := s.Repositories.Open(ctx, d.to.Name)
-		var points []repository.Point
-		if err == nil {
-			points, err = repo.Points(ctx, d.machine.ID)
-		}
+		points, err := s.NoteListed(ctx, c, d.to, d.machine.ID)
 		var v frame.Copied
 		if err == nil {
 			v, err = s.Copied(ctx, c, d.to.ID)
 		}
 		if err == nil && len(points) > 0 {
-			v.Newest[d.machine.ID] = points[len(points)-1].ID
+			v.Newest[d.machine.ID] = points[len(points)-1]
 			if !bad[d.to.ID] {
 				v.Time = s.Now().UTC()
 			}
@@ -208,6 +205,9 @@ func (s routes) copyMachine(ctx context.Context, c *catalog.Catalog, src *reposi
 	}
 	defer custodian.Wipe()
 	o.Custodian = &custodian
+	if err := s.NoteCopying(ctx, c, d.to, d.machine.ID, points); err != nil {
+		return fail(err)
+	}
 	found, err := copies.Copy(ctx, src, dst, d.machine.ID, o)
 	v.Points = append(v.Points, found.Points...)
 	v.Present, v.Deleted, v.Objects, v.Found, v.Bytes, v.Sidecars = found.Present, found.Deleted, found.Objects, found.Found, found.Bytes, found.Sidecars
@@ -249,8 +249,27 @@ func (s routes) startRepair(ctx context.Context, req *frame.In[api.RepairRequest
 		}
 	}
 	return s.Start(ctx, "repair", e, func(ctx context.Context, p *job.Reporter) (frame.Result, error) {
-		return s.repair(ctx, place, from.ID, r, p)
+		return s.repair(s.Limited(ctx, r.Rates, s.allLimits(ctx)...), place, from.ID, r, p)
 	}, "repair:"+place.ID)
+}
+
+// allLimits are the limits in the policies of all machines: an object that is
+// repaired may be any one's.
+func (s routes) allLimits(ctx context.Context) (all []limit.Schedule) {
+	c, err := s.Catalog(ctx)
+	var machines []catalog.Machine
+	if err == nil {
+		machines, err = c.Machines.List(ctx, true)
+	}
+	if err != nil { // without the catalog, repairing is all the more needed
+		s.Log.Warn("the policies' limits are not known", "error", err)
+	}
+	for _, m := range machines {
+		if l := s.PolicyLimits(ctx, c, m.ID); l != nil {
+			all = append(all, l)
+		}
+	}
+	return all
 }
 
 func (s routes) repair(ctx context.Context, place frame.Place, from string, r api.RepairRequest, p *job.Reporter) (frame.Result, error) {

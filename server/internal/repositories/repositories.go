@@ -152,6 +152,14 @@ func (s routes) add(ctx context.Context, req *frame.In[api.RepositoryAdd]) (*fra
 		if err != nil {
 			return nil, err
 		}
+		// What it has already counts, also where it cannot be reached later.
+		c, err := s.Catalog(ctx)
+		if err == nil {
+			err = s.NoteAllListed(ctx, c, a.Place)
+		}
+		if err != nil {
+			s.Log.Warn("what the repository has is not recorded", "repository", a.Name, "error", err)
+		}
 		return &frame.Out[api.RepositoryAdded]{Body: api.RepositoryAdded{
 			Name: a.Name, ID: a.ID, URL: a.URL, TrustRoot: a.TrustRoot, Made: a.Made, KitFile: a.KitFile, Warnings: a.Warnings,
 		}}, nil
@@ -205,12 +213,15 @@ func (s routes) promote(ctx context.Context, req *repositoryPath) (*frame.Out[ap
 		if err := s.Repositories.Promote(ctx, place.Name); err != nil {
 			return nil, err
 		}
+		before.Primary, place.Primary = false, true
 		s.noteGivenUp(ctx, c, before, machines)
 		// The catalog follows the log of the one that is written.
 		if err := record(ctx, c, repo, machines); err != nil {
 			return nil, frame.Hint(fmt.Errorf("repository %s is the one that is written; the catalog could not follow: %w", place.Name, err), "'lockstep catalog rebuild'")
 		}
-		s.noteThere(ctx, c, place, machines)
+		if err := s.NoteAllListed(ctx, c, place); err != nil {
+			s.Log.Warn("what the repository lacks is not recorded", "repository", place.Name, "error", err)
+		}
 		all, err := s.list(ctx, nil)
 		if err != nil {
 			return nil, err
@@ -228,6 +239,9 @@ func (s routes) noteGivenUp(ctx context.Context, c *catalog.Catalog, place frame
 		var points []catalog.Point
 		if err == nil {
 			points, err = c.Points.List(ctx, catalog.PointQuery{Machine: m.ID, Bare: true})
+		}
+		if err == nil {
+			err = s.NoteGivenUp(ctx, c, place, m.ID, points)
 		}
 		if newest, ok := catalog.Newest(points, time.Time{}); ok {
 			v.Newest[m.ID] = newest.ID

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
+	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/keymanager"
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
@@ -90,10 +91,37 @@ func (s routes) destroy(ctx context.Context, req *refChange) (keymanager.Info, k
 		return keymanager.Info{}, ref, err
 	}
 	if err := prove.Destroy(ctx, s.Custody(ctx, c), ref, req.Body.Reason); err != nil {
-		return keymanager.Info{}, ref, err
+		return keymanager.Info{}, ref, s.whereHeld(ctx, c, err)
 	}
 	i, _, err = s.findSecret(ctx, manager, i.ID)
 	return i, ref, err
+}
+
+// whereHeld says of recovery points that keep a secret from being destroyed in
+// which repositories they are, where backups' repository has them not any more.
+func (s routes) whereHeld(ctx context.Context, c *catalog.Catalog, err error) error {
+	var held *keymanager.HeldError
+	if !errors.As(err, &held) {
+		return err
+	}
+	var hint string
+	for _, h := range held.Holds {
+		only, oerr := s.OnlyIn(ctx, c, h.Machine)
+		if oerr != nil {
+			s.Log.Warn("where recovery points are is not known", "error", oerr)
+			return err
+		}
+		for _, name := range only[h.Point] {
+			err = fmt.Errorf("%w; recovery point %s is in repository %s", err, h.Point, name)
+			if hint == "" {
+				hint = fmt.Sprintf("recovery points need it: it can be destroyed when no repository lists them ('lockstep point delete %s --repository %s')", h.Point, name)
+			}
+		}
+	}
+	if hint != "" {
+		err = frame.Hint(err, "%s", hint)
+	}
+	return err
 }
 
 // releaseSecret hands a secret out. It is recorded first: what cannot be
