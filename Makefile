@@ -57,7 +57,8 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 	$(GO) run ./bench $(BENCH)
 
-# The kill and fuzz tests for as long as SOAK says.
+# The tests that kill, crash, break and compete, at full length, MinIO, the
+# simulation of large disks and fuzzing, for as long as SOAK says.
 soak:
 	GO='$(GO)' .ci/soak $(SOAK)
 
