@@ -222,6 +222,7 @@ func (s routes) promote(ctx context.Context, req *repositoryPath) (*frame.Out[ap
 		if err := s.NoteAllListed(ctx, c, place); err != nil {
 			s.Log.Warn("what the repository lacks is not recorded", "repository", place.Name, "error", err)
 		}
+		s.noteThere(ctx, c, place, machines)
 		all, err := s.list(ctx, nil)
 		if err != nil {
 			return nil, err
