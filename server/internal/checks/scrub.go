@@ -93,9 +93,10 @@ const (
 	defaultWarnAfter = 90 * 24 * time.Hour
 )
 
-// Overdue says of each repository whose data was not read back for longer than
-// was set that it was not. What is not known is said to be so.
-func Overdue(ctx context.Context, c *catalog.Catalog, now time.Time) ([]string, error) {
+// Overdue says of each of the repositories, in which recovery points were made,
+// whose data was not read back for longer than was set that it was not. What is
+// not known is said to be so.
+func Overdue(ctx context.Context, c *catalog.Catalog, in []frame.Place, now time.Time) ([]string, error) {
 	after := defaultWarnAfter
 	text, err := c.Meta.Get(ctx, warnAfterKey)
 	if err != nil {
@@ -110,30 +111,34 @@ func Overdue(ctx context.Context, c *catalog.Catalog, now time.Time) ([]string, 
 		return nil, err
 	}
 	oldest := map[string]time.Time{} // recovery point, by repository
-	var order []string
 	for _, p := range points {
 		if !p.DeletedAt.IsZero() {
 			continue
 		}
-		if at, known := oldest[p.Repository]; !known {
-			order = append(order, p.Repository)
-			oldest[p.Repository] = p.Written
-		} else if p.Written.Before(at) {
+		if at, known := oldest[p.Repository]; !known || p.Written.Before(at) {
 			oldest[p.Repository] = p.Written
 		}
 	}
 	var out []string
-	for _, id := range order {
+	for _, place := range in {
+		id := place.ID
+		if _, made := oldest[id]; !made {
+			continue
+		}
+		scrub := "lockstep scrub"
+		if !place.Primary {
+			scrub += " --repository " + place.Name
+		}
 		r, err := c.Readings.Oldest(ctx, id)
 		unknown := errors.Is(err, catalog.ErrNotFound) || err == nil && r.Since.IsZero()
 		switch {
 		case unknown && oldest[id].Before(limit):
-			out = append(out, fmt.Sprintf("not all of repository %s has been read back since it was written, and its oldest recovery point is of %s: 'lockstep scrub' reads what is oldest first", id, day(oldest[id])))
+			out = append(out, fmt.Sprintf("not all of repository %s has been read back since it was written, and its oldest recovery point is of %s: '%s' reads what is oldest first", place.Name, day(oldest[id]), scrub))
 		case unknown:
 		case err != nil:
 			return nil, err
 		case r.Since.Before(limit):
-			out = append(out, fmt.Sprintf("data in repository %s has not been read back since %s: 'lockstep scrub' reads what is oldest first", id, day(r.Since)))
+			out = append(out, fmt.Sprintf("data in repository %s has not been read back since %s: '%s' reads what is oldest first", place.Name, day(r.Since), scrub))
 		}
 	}
 	return out, nil

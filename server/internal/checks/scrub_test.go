@@ -9,6 +9,7 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/catalog/sqlite"
+	"github.com/lockstep-backup/lockstep/server/internal/frame"
 	"github.com/lockstep-backup/lockstep/verify"
 )
 
@@ -31,7 +32,7 @@ func TestOverdue(t *testing.T) {
 	}
 	says := func(when string, days int, want ...string) {
 		t.Helper()
-		got, err := Overdue(ctx, c, after(days))
+		got, err := Overdue(ctx, c, []frame.Place{{ID: "id1", Name: "r1", Primary: true}, {ID: "id2", Name: "r2"}, {ID: "id3", Name: "r3"}}, after(days))
 		check(err)
 		if len(got) != len(want) {
 			t.Fatalf("%s: %q, want %q", when, got, want)
@@ -44,19 +45,19 @@ func TestOverdue(t *testing.T) {
 	}
 	says("nothing is there", 1000)
 	check(c.Machines.Put(ctx, catalog.Machine{ID: "m", Name: "web01", Created: begin}))
-	for i, repo := range []string{"r1", "r1", "r2"} {
+	for i, repo := range []string{"id1", "id1", "id2", "forgotten"} {
 		p := catalog.Point{ID: strings.Repeat(string(rune('a'+i)), 32), Machine: "m", Repository: repo, Sequence: int64(i), Time: after(i), Written: after(10 * i)}
 		check(c.Points.Record(ctx, p))
 	}
 	says("never read, but young", 89)
 	says("never read, one repository", 91, "not all of repository r1 has been read back since it was written, and its oldest recovery point is of 2026-01-01")
 	says("never read, both", 111, "repository r1", "repository r2")
-	check(c.Readings.Put(ctx, "r1", []catalog.Reading{{Key: "seg/a", Since: after(100)}, {Key: "seg/b"}}))
-	check(c.Readings.Put(ctx, "r2", []catalog.Reading{{Key: "seg/a", Since: after(100)}}))
+	check(c.Readings.Put(ctx, "id1", []catalog.Reading{{Key: "seg/a", Since: after(100)}, {Key: "seg/b"}}))
+	check(c.Readings.Put(ctx, "id2", []catalog.Reading{{Key: "seg/a", Since: after(100)}}))
 	says("of one, a part was never read", 111, "not all of repository r1")
-	check(c.Readings.Put(ctx, "r1", []catalog.Reading{{Key: "seg/b", Since: after(105), Never: true}}))
+	check(c.Readings.Put(ctx, "id1", []catalog.Reading{{Key: "seg/b", Since: after(105), Never: true}}))
 	says("all read in time", 189)
-	says("too long ago", 191, "data in repository r1 has not been read back since 2026-04-11", "repository r2")
+	says("too long ago", 191, "data in repository r1 has not been read back since 2026-04-11: 'lockstep scrub' reads", "'lockstep scrub --repository r2' reads")
 	check(c.Meta.Set(ctx, warnAfterKey, "864000"))
 	says("another time was set", 111, "repository r1", "repository r2")
 	check(c.Points.Delete(ctx, strings.Repeat("c", 32), after(111), ""))

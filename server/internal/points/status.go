@@ -37,7 +37,7 @@ func (s routes) getStatus(ctx context.Context, req *frame.OfMachine) (*frame.Out
 		}
 	}
 	if req.Machine == "" {
-		if r.Body.Warnings, err = checks.Overdue(ctx, c, s.Now()); err != nil {
+		if r.Body.Warnings, err = checks.Overdue(ctx, c, s.Repositories.List(), s.Now()); err != nil {
 			return nil, err
 		}
 	}
