@@ -371,7 +371,7 @@ func TestCrash(t *testing.T) {
 	for n := int64(0); n < bytesWritten; n += bytesWritten / 40 {
 		strikes = append(strikes, strike{fmt.Sprintf("full after %d bytes", n), nil, n, true})
 	}
-	want := 350
+	want := 300
 	if testing.Short() {
 		for i := range strikes[:len(strikes)/9] {
 			strikes[i] = strikes[9*i]

@@ -53,7 +53,7 @@ func (d *DiskReader) ReadAt(p []byte, off int64) (int, error) {
 	}
 	b, ok := d.m.buffers.Get().(*readBuffers)
 	if !ok {
-		b = &readBuffers{newReader(d.m), disk.AlignedBuffer(format.LeafSize + format.PageSize)}
+		b = &readBuffers{r: newReader(d.m)}
 	}
 	defer d.m.buffers.Put(b)
 	n := 0
@@ -67,14 +67,23 @@ func (d *DiskReader) ReadAt(p []byte, off int64) (int, error) {
 			return n, d.locate(err, index*format.LeafSize, format.LeafSize)
 		}
 		first, last := int(in/format.BlockSize), int((in+want+format.BlockSize-1)/format.BlockSize)
-		err = b.r.Unit(d.ctx, l, first, last, b.buf, func(err error, block int) error {
+		dst := p[n : n+int(want)]
+		whole := len(dst) == (last-first)*format.BlockSize
+		if !whole {
+			if len(b.buf) < (last-first)*format.BlockSize {
+				b.buf = make([]byte, (last-first)*format.BlockSize)
+			}
+			dst = b.buf[:(last-first)*format.BlockSize]
+		}
+		err = b.r.Unit(d.ctx, l, first, last, dst, func(err error, block int) error {
 			return d.locate(err, index*format.LeafSize+int64(block)*format.BlockSize, format.BlockSize)
 		})
 		if err != nil {
 			return n, err
 		}
-		from := in - int64(first)*format.BlockSize
-		copy(p[n:n+int(want)], b.buf[from:])
+		if !whole {
+			copy(p[n:n+int(want)], dst[in-int64(first)*format.BlockSize:])
+		}
 		n += int(want)
 	}
 	if n < len(p) {

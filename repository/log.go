@@ -10,7 +10,6 @@ import (
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
-	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
 	"github.com/lockstep-backup/lockstep/repository/internal/smallobject"
 	"github.com/lockstep-backup/lockstep/store"
@@ -65,16 +64,21 @@ func (r *Repository) Manifest(ctx context.Context, p Point) (*Manifest, error) {
 		return nil, err
 	}
 	key := format.ManifestKey(p.Machine, p.ID)
-	raw, err := store.GetAll(ctx, r.st, key, store.MaxSmallObject)
-	if err != nil {
-		if err = damage.FromStore(key, err); errors.Is(err, ErrNotFound) { // the log says that it was there
-			err = &DamageError{Object: key, Machine: p.Machine, Err: err}
-		}
-		return nil, err
-	}
 	damaged := func(err error) error { return &DamageError{Object: key, Machine: p.Machine, Err: err} }
-	if digestOf(raw) != p.manifestDigest {
-		return nil, damaged(fmt.Errorf("it is not the manifest that was committed: %w", format.ErrCorrupt))
+	raw, err := smallobject.Read(ctx, r.st, key, func(raw []byte) error {
+		if digestOf(raw) != p.manifestDigest {
+			return fmt.Errorf("it is not the manifest that was committed: %w", format.ErrCorrupt)
+		}
+		return nil
+	})
+	var de *DamageError
+	switch {
+	case errors.As(err, &de):
+		return nil, damaged(de.Err)
+	case errors.Is(err, ErrNotFound): // the log says that it was there
+		return nil, damaged(err)
+	case err != nil:
+		return nil, err
 	}
 	signed, err := envelope.OpenFrame(raw, format.KindManifest, m.Metadata, []byte(key))
 	if err != nil {

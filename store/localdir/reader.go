@@ -14,12 +14,18 @@ import (
 )
 
 const (
-	maxHandles = 64
+	// maxHandles bounds how many objects are kept open, two files each; it is
+	// less where the system allows a process few. Opening one walks a path of
+	// four folders, which random reads of a large disk pay each time beyond it.
+	maxHandles = 1024
+	// handleShare is the share of the files a process may open that one store keeps.
+	handleShare = 8
 	// minCachedSize keeps small objects, which are read once and whole, from
 	// pushing segments out of the handle cache.
 	minCachedSize = 1 << 20
-	// minDirectRead is where going around the page cache begins to pay.
-	minDirectRead = 256 << 10
+	// minDirectRead is where going around the page cache begins to pay: a block
+	// of a disk. Through it, the kernel copies, and reads ahead what nobody wants.
+	minDirectRead = 64 << 10
 )
 
 // ReadRange implements store.Store.
@@ -150,6 +156,7 @@ func (h *handle) close() {
 // thousands of ranges from a few segments.
 type handleCache struct {
 	open func(key string) (*handle, error)
+	most int // handles
 
 	mu    sync.Mutex
 	byKey map[string]*handle
@@ -158,6 +165,7 @@ type handleCache struct {
 
 func (c *handleCache) init(open func(key string) (*handle, error)) {
 	c.open, c.byKey, c.order = open, map[string]*handle{}, list.New()
+	c.most = min(maxHandles, maxOpenFiles()/2/handleShare)
 }
 
 // acquire gives an open object; the caller must release it.
@@ -188,7 +196,7 @@ func (c *handleCache) acquire(key string) (*handle, error) {
 	if c.byKey[key] != nil {
 		return h, nil // another reader was quicker; this handle serves one read
 	}
-	for c.order.Len() >= maxHandles {
+	for c.order.Len() > 0 && c.order.Len() >= c.most {
 		c.forget(c.order.Back().Value.(*handle))
 	}
 	c.byKey[key] = h

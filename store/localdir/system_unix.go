@@ -23,6 +23,15 @@ func isDeleted(f *os.File) bool {
 	return ok && sys.Nlink == 0
 }
 
+// maxOpenFiles is how many files this process may have open.
+func maxOpenFiles() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 256
+	}
+	return int(min(uint64(limit.Cur), 1<<20))
+}
+
 func isFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }

@@ -13,6 +13,8 @@ const nonblockFlag = 0
 // cannot be flushed by itself.
 func syncFolderFile(*os.File) error { return nil }
 
+func maxOpenFiles() int { return 1 << 20 }
+
 func isDeleted(*os.File) bool { return false }
 
 func isFull(err error) bool {

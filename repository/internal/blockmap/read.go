@@ -16,6 +16,7 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/repository/internal/segment"
+	"github.com/lockstep-backup/lockstep/store"
 )
 
 // Cache reads map pages of one machine: it keeps the keys of map objects,
@@ -69,18 +70,17 @@ func (c *Cache) object(ctx context.Context, name format.Name) (cipher.AEAD, erro
 		return a, nil
 	}
 	key := format.MapKey(c.m.ID, name)
-	p := make([]byte, format.MapHeaderSize)
-	if err := damage.ReadFull(ctx, c.st, key, 0, p); err != nil {
+	var h format.MapHeader
+	err := damage.ReadChecked(ctx, c.st, key, 0, make([]byte, format.MapHeaderSize), func(p []byte) (err error) {
+		if h, err = format.ParseMapHeader(p); err == nil && h.Machine != c.m.Raw {
+			err = fmt.Errorf("map of another machine: %w", format.ErrCorrupt)
+		}
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
-	h, err := format.ParseMapHeader(p)
-	if err == nil && h.Machine != c.m.Raw {
-		err = fmt.Errorf("map of another machine: %w", format.ErrCorrupt)
-	}
-	if err == nil {
-		a, err = c.m.MapPages(h.ID)
-	}
-	if err != nil {
+	if a, err = c.m.MapPages(h.ID); err != nil {
 		return nil, &damage.Error{Object: key, Machine: c.m.ID, Err: err}
 	}
 	c.mu.Lock()
@@ -161,11 +161,12 @@ func (c *Cache) page(ctx context.Context, ref format.Ref, kind byte) ([]byte, er
 		if out, err := a.Open(p[:0], nonce[:], p, []byte{kind}); err == nil {
 			return out, nil
 		}
-		view, ok := c.st.(interface{ Forget(key string) bool })
-		if again || !ok || !view.Forget(key) {
+		if again {
 			return nil, &damage.Error{Object: key, Machine: c.m.ID, Err: segment.ErrTag}
 		}
-		c.drop(ref.Object) // another replica may have come that has it
+		// A bit may have flipped on the way, or another replica have come that has it.
+		store.Forget(c.st, key)
+		c.drop(ref.Object)
 	}
 }
 

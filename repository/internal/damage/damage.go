@@ -70,6 +70,24 @@ type Reader interface {
 	ReadRange(ctx context.Context, key string, off int64, p []byte) (int, error)
 }
 
+// ReadChecked is ReadFull of what check accepts; it reads once more where check
+// refuses, for a bit may have flipped on the way, or in a cache.
+func ReadChecked(ctx context.Context, st Reader, key string, off int64, p []byte, check func([]byte) error) error {
+	for again := false; ; again = true {
+		if err := ReadFull(ctx, st, key, off, p); err != nil {
+			return err
+		}
+		err := check(p)
+		if err == nil {
+			return nil
+		}
+		if again {
+			return &Error{Object: key, Err: err}
+		}
+		store.Forget(st, key)
+	}
+}
+
 // ReadFull fills p from an object that something refers to: if it is missing
 // or ends before, that is damage.
 func ReadFull(ctx context.Context, st Reader, key string, off int64, p []byte) error {

@@ -23,7 +23,7 @@ type Reader struct {
 	segs *segment.Cache
 	view *replica.View
 	x    segment.Scratch
-	buf  []byte // aligned, readRun bytes and a page more
+	buf  []byte // aligned; see room
 	plan []wanted
 }
 
@@ -38,6 +38,8 @@ type wanted struct {
 const (
 	readRun = format.LeafSize
 	readGap = 64 << 10
+	// smallRun is what the buffer holds until more is wanted.
+	smallRun = 2 * format.BlockSize
 )
 
 // NewReader reads a machine's segments through view.
@@ -77,13 +79,13 @@ func (r *Reader) check(b *format.Block, p []byte) error {
 }
 
 // Unit reads the blocks [first, last) of a leaf into dst, which begins at
-// block first and has (last-first)*BlockSize bytes and TagSize more behind.
+// block first and has (last-first)*BlockSize bytes.
 // A block whose extents are damaged is reported to bad, which may return nil
 // to go on; the block's content is zeroes then.
 func (r *Reader) Unit(ctx context.Context, l *format.Leaf, first, last int, dst []byte, bad func(err error, block int) error) error {
 	n := (last - first) * format.BlockSize
 	r.plan = r.plan[:0]
-	straight := len(l[first].Extents) == 1 // one run of whole blocks in order: read in place
+	straight := len(l[first].Extents) == 1 // one run of whole blocks in order
 	for i := first; i < last; i++ {
 		es := l[i].Extents
 		for _, e := range es {
@@ -110,39 +112,61 @@ func (r *Reader) Unit(ctx context.Context, l *format.Leaf, first, last int, dst 
 	return err
 }
 
-// straight reads whole blocks that lie behind each other right into dst.
+// room gives n bytes, aligned, and TagSize more behind. It begins small: who
+// reads at random reads single blocks, and many readers do so at once.
+func (r *Reader) room(n int) []byte {
+	if len(r.buf) < n+format.PageSize {
+		size := readRun
+		if n <= smallRun {
+			size = smallRun
+		}
+		r.buf = disk.AlignedBuffer(size + format.PageSize)
+	}
+	return r.buf[:n+format.TagSize]
+}
+
+// straight reads whole blocks that lie behind each other and opens each right
+// into dst.
 func (r *Reader) straight(ctx context.Context, dst []byte, bad func(error, int) error) error {
 	n := len(r.plan) * format.BlockSize
+	buf := r.room(n)
 	seg, err := r.segs.Get(ctx, r.plan[0].Segment)
 	if err == nil {
-		err = damage.ReadFull(ctx, r.view, seg.Key, int64(r.plan[0].Position)*format.PageSize, dst[:n])
+		err = damage.ReadFull(ctx, r.view, seg.Key, int64(r.plan[0].Position)*format.PageSize, buf[:n])
 	}
 	g := r.m.Digester()
 	defer r.m.Release(g)
 	again := false
 	for i := 0; i < len(r.plan); i++ {
 		w := &r.plan[i]
-		p := dst[i*format.BlockSize:]
+		p := dst[i*format.BlockSize : (i+1)*format.BlockSize]
 		e := err
 		if e == nil {
-			if e = seg.Open(g, &r.x, p, format.BlockSize, w.Position, w.Stored, w.Tag); e != nil {
+			if e = seg.OpenTo(g, &r.x, p, buf[i*format.BlockSize:], w.Position, w.Stored, w.Tag); e != nil {
 				e = &damage.Error{Object: seg.Key, Machine: r.m.ID, Err: e}
-				if !again && r.view.Forget(seg.Key) {
+				if !again {
 					again = true
-					err = damage.ReadFull(ctx, r.view, seg.Key, int64(r.plan[0].Position)*format.PageSize, dst[:n])
+					err = r.again(ctx, seg.Key, int64(r.plan[0].Position)*format.PageSize, buf[:n])
 					i = -1
 					continue
 				}
 			}
 		}
 		if e != nil {
-			clear(p[:format.BlockSize])
+			clear(p)
 			if e = bad(e, w.block); e != nil {
 				return e
 			}
 		}
 	}
 	return nil
+}
+
+// again reads once more what was not as it was stored: a bit may have flipped
+// on the way, or another replica may have come that has it.
+func (r *Reader) again(ctx context.Context, key string, off int64, p []byte) error {
+	r.view.Forget(key)
+	return damage.ReadFull(ctx, r.view, key, off, p)
 }
 
 // read reads the planned extents in the order in which they are stored,
@@ -155,9 +179,6 @@ func (r *Reader) read(ctx context.Context, dst []byte, bad func(error, int) erro
 		}
 		return a.Position < b.Position
 	})
-	if r.buf == nil {
-		r.buf = disk.AlignedBuffer(readRun + format.PageSize)
-	}
 	for i := 0; i < len(r.plan); {
 		start := int64(r.plan[i].Position) * format.PageSize
 		end := start
@@ -180,9 +201,10 @@ func (r *Reader) read(ctx context.Context, dst []byte, bad func(error, int) erro
 
 // run reads [start, end) of one segment and places the extents in it.
 func (r *Reader) run(ctx context.Context, dst []byte, ws []wanted, start, end int64, bad func(error, int) error) error {
+	buf := r.room(int(end - start))
 	seg, err := r.segs.Get(ctx, ws[0].Segment)
 	if err == nil {
-		err = damage.ReadFull(ctx, r.view, seg.Key, start, r.buf[:end-start])
+		err = damage.ReadFull(ctx, r.view, seg.Key, start, buf[:end-start])
 		if err != nil && ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -196,12 +218,12 @@ func (r *Reader) run(ctx context.Context, dst []byte, ws []wanted, start, end in
 		e := err
 		var p []byte
 		if e == nil {
-			p = r.buf[int64(w.Position)*format.PageSize-start:]
+			p = buf[int64(w.Position)*format.PageSize-start:]
 			if e = seg.Open(g, &r.x, p, size, w.Position, w.Stored, w.Tag); e != nil {
 				e = &damage.Error{Object: seg.Key, Machine: r.m.ID, Err: e}
-				if !again && r.view.Forget(seg.Key) { // another replica may have come that has it
+				if !again {
 					again = true
-					err = damage.ReadFull(ctx, r.view, seg.Key, start, r.buf[:end-start])
+					err = r.again(ctx, seg.Key, start, buf[:end-start])
 					i = -1
 					continue
 				}

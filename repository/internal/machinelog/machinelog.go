@@ -148,6 +148,7 @@ func (l *Log) Read(ctx context.Context) ([]Record, error) {
 		rec := Record{Digest: trust.Digest(raw)}
 		rec.Err = l.parse(&rec, raw, key, n)
 		for again := 0; rec.Err != nil && again < rereads; again++ {
+			store.Forget(l.st, key)
 			raw, err := store.GetAll(ctx, l.st, key, 1<<20)
 			if err != nil {
 				if ctx.Err() != nil {

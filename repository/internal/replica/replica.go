@@ -69,7 +69,7 @@ func (v *View) ReadRange(ctx context.Context, key string, off int64, p []byte) (
 		}
 		n, err := v.read(ctx, parts, off, p)
 		if errors.Is(err, store.ErrNotExist) && try < maxTries {
-			v.Forget(key) // it was replaced by another one
+			v.forget(key) // it was replaced by another one
 			continue
 		}
 		return n, err
@@ -137,19 +137,27 @@ func (v *View) find(ctx context.Context, key string, missing error) ([]part, err
 	return parts, nil
 }
 
-// Forget drops what is known of an object's replicas, and says whether
-// something was: new ones may have come since.
-func (v *View) Forget(key string) bool {
+// Forget drops what is known of an object's replicas, for new ones may have
+// come, and what a cache before the store keeps of it: what a reader does who
+// cannot authenticate what he read, before he reads once more.
+func (v *View) Forget(key string) {
+	v.mu.RLock()
+	parts := v.by[key]
+	v.mu.RUnlock()
+	for i := range parts {
+		store.Forget(v.st, parts[i].key)
+	}
+	store.Forget(v.st, key)
+	v.forget(key)
+}
+
+func (v *View) forget(key string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.by[key] == nil {
-		return false
-	}
 	for _, p := range v.by[key] {
 		v.runs -= len(p.runs)
 	}
 	delete(v.by, key)
-	return true
 }
 
 type span struct{ from, to int64 }

@@ -73,19 +73,31 @@ func (s *Segment) Seal(g *format.Digester, x *Scratch, dst, plain []byte, positi
 
 // Open checks the stored extent p[:n] and makes it plain in place. p has
 // TagSize bytes more, whose content is kept.
+//
+// The tag is all that authenticates the content: it comes from a map page or a
+// table, which are authenticated themselves, and binds machine, segment,
+// position and mask. Block digests are not needed on top of it.
 func (s *Segment) Open(g *format.Digester, x *Scratch, p []byte, n int, position uint32, mask uint16, tag [format.TagSize]byte) error {
+	return s.OpenTo(g, x, p[:n], p, position, mask, tag)
+}
+
+// OpenTo is Open with the plain content at dst, which has the extent's size and
+// is p[:len(dst)] or does not overlap p. Where it fails, dst holds nothing of use.
+func (s *Segment) OpenTo(g *format.Digester, x *Scratch, dst, p []byte, position uint32, mask uint16, tag [format.TagSize]byte) error {
 	x.set(s, position, mask)
+	n := len(dst)
 	if s.aead == nil {
 		d := g.Keyed(p[:n], x.aad[:])
 		if [format.TagSize]byte(d[:format.TagSize]) != tag {
 			return ErrTag
 		}
+		copy(dst, p)
 		return nil
 	}
 	var behind [format.TagSize]byte
 	copy(behind[:], p[n:])
 	copy(p[n:], tag[:])
-	_, err := s.aead.Open(p[:0], x.nonce[:], p[:n+format.TagSize], x.aad[:])
+	_, err := s.aead.Open(dst[:0], x.nonce[:], p[:n+format.TagSize], x.aad[:])
 	copy(p[n:n+format.TagSize], behind[:])
 	if err != nil {
 		return ErrTag
@@ -132,18 +144,17 @@ func (c *Cache) Get(ctx context.Context, name format.Name) (*Segment, error) {
 		return s, nil
 	}
 	key := format.SegmentKey(c.m.ID, name)
-	p := make([]byte, format.SegmentHeaderSize)
-	if err := damage.ReadFull(ctx, c.st, key, 0, p); err != nil {
+	var h format.SegmentHeader
+	err := damage.ReadChecked(ctx, c.st, key, 0, make([]byte, format.SegmentHeaderSize), func(p []byte) (err error) {
+		if h, err = format.ParseSegmentHeader(p); err == nil && (h.Machine != c.m.Raw || h.Sealed != c.sealed) {
+			err = fmt.Errorf("segment of another machine or sealing: %w", format.ErrCorrupt)
+		}
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
-	h, err := format.ParseSegmentHeader(p)
-	if err == nil && (h.Machine != c.m.Raw || h.Sealed != c.sealed) {
-		err = fmt.Errorf("segment of another machine or sealing: %w", format.ErrCorrupt)
-	}
-	if err == nil {
-		s, err = newSegment(c.m, name, h.ID, h.Sealed)
-	}
-	if err != nil {
+	if s, err = newSegment(c.m, name, h.ID, h.Sealed); err != nil {
 		return nil, &damage.Error{Object: key, Machine: c.m.ID, Err: err}
 	}
 	c.Add(s)

@@ -15,15 +15,30 @@ import (
 
 // Get reads the body of the frame at key. Errors are those of package damage.
 func Get(ctx context.Context, st store.Store, key string, kind uint16, k *[32]byte) ([]byte, error) {
-	raw, err := store.GetAll(ctx, st, key, store.MaxSmallObject)
-	if err != nil {
-		return nil, damage.FromStore(key, err)
+	var body []byte
+	_, err := Read(ctx, st, key, func(raw []byte) (err error) {
+		body, err = envelope.OpenFrame(raw, kind, k, []byte(key))
+		return err
+	})
+	return body, err
+}
+
+// Read reads the object at key whole, and once more where check refuses it: a
+// bit may have flipped on the way, or in a cache. Errors are those of package damage.
+func Read(ctx context.Context, st store.Store, key string, check func(raw []byte) error) ([]byte, error) {
+	for again := false; ; again = true {
+		raw, err := store.GetAll(ctx, st, key, store.MaxSmallObject)
+		if err != nil {
+			return nil, damage.FromStore(key, err)
+		}
+		if err = check(raw); err == nil {
+			return raw, nil
+		}
+		if again {
+			return nil, &damage.Error{Object: key, Err: err}
+		}
+		store.Forget(st, key)
 	}
-	body, err := envelope.OpenFrame(raw, kind, k, []byte(key))
-	if err != nil {
-		return nil, &damage.Error{Object: key, Err: err}
-	}
-	return body, nil
 }
 
 // Put seals body and creates the object; it returns the frame. store.ErrExist
