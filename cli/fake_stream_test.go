@@ -72,8 +72,14 @@ func TestRestoreToStandardOutput(t *testing.T) {
 		t.Errorf("sent: %s", got)
 	}
 	for _, args := range [][]string{
-		{"--disk", "vda=-", "--disk", "vdb=/x"}, {"--disk", "vda=-", "--force"}, {"--disk", "vda=-", "-o", "json"},
-		{"--disk", "vda=-", "--larger"}, {"--disk", "vda/=-"}, {"--disk", "/1=-"}, {"--volume", "=-"}, {"--volume", "a=/x", "--volume", "a=/y"},
+		{"--disk", "vda=-", "--disk", "vdb=/x"},
+		{"--disk", "vda=-", "--force"},
+		{"--disk", "vda=-", "-o", "json"},
+		{"--disk", "vda=-", "--larger"},
+		{"--disk", "vda/=-"},
+		{"--disk", "/1=-"},
+		{"--volume", "=-"},
+		{"--volume", "a=/x", "--volume", "a=/y"},
 	} {
 		if r := run(t, newFake(), nil, append([]string{"restore", "web01@latest"}, args...)...); r.status != 2 || strings.Contains(r.stdout, "ciphertext") {
 			t.Errorf("%q: exit status %d", args, r.status)

@@ -298,11 +298,11 @@ func TestCopyRefuses(t *testing.T) {
 	if _, err := copies.Copy(t.Context(), p.repo, p.repo, p.machine.ID, p.options()); err == nil {
 		t.Error("a repository was copied to itself")
 	}
-	ro, err := p.openReader(p.dstMem)
-	if err == nil {
+	if _, err := p.openReader(p.dstMem); err == nil {
 		t.Fatal("keys of the one open the other")
 	}
-	if ro, err = p.openReader(p.mem); err != nil {
+	ro, err := p.openReader(p.mem)
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer ro.Close()
