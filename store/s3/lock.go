@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -79,6 +82,49 @@ const maxVersions = 10_000
 
 var errVersions = errors.New("name has too many versions")
 
+// page is how many versions a server lists at once.
+const page = 1000
+
+// ordered lists versions by name, the newest of a name first. Some servers put
+// the delete markers of a page behind its versions.
+func (s *Store) ordered(ctx context.Context, prefix, after string) iter.Seq[minio.ObjectInfo] {
+	compare := func(a, b minio.ObjectInfo) int {
+		if c := strings.Compare(a.Key, b.Key); c != 0 || a.IsLatest == b.IsLatest {
+			return c
+		}
+		if a.IsLatest {
+			return -1
+		}
+		return 1
+	}
+	return func(yield func(minio.ObjectInfo) bool) {
+		var held []minio.ObjectInfo
+		for o := range s.core.ListObjectsIter(ctx, s.set.location.Bucket, minio.ListObjectsOptions{
+			Prefix: prefix, Recursive: true, WithVersions: true, StartAfter: after,
+		}) {
+			if o.Err != nil {
+				yield(o)
+				return
+			}
+			at := len(held)
+			for at > 0 && compare(held[at-1], o) > 0 {
+				at--
+			}
+			if held = slices.Insert(held, at, o); len(held) > page {
+				if !yield(held[0]) {
+					return
+				}
+				held = held[1:]
+			}
+		}
+		for _, o := range held {
+			if !yield(o) {
+				return
+			}
+		}
+	}
+}
+
 // listLocked calls fn for every name below prefix, with its versions, newest
 // first, and which of them is the object (-1: none). A failure goes on behind
 // the last name that was whole.
@@ -100,9 +146,7 @@ func (s *Store) listLocked(ctx context.Context, prefix string, fn func(key strin
 			done = name
 			return stop == nil
 		}
-		for o := range s.core.ListObjectsIter(ctx, s.set.location.Bucket, minio.ListObjectsOptions{
-			Prefix: s.set.location.Name(prefix), Recursive: true, WithVersions: true, StartAfter: done,
-		}) {
+		for o := range s.ordered(ctx, s.set.location.Name(prefix), done) {
 			if o.Err != nil {
 				return o.Err
 			}
@@ -143,7 +187,7 @@ func (s *Store) versionsOf(ctx context.Context, key string) (vs []version, chose
 	name := s.name(key)
 	err = s.do(ctx, func(ctx context.Context, _ int) error {
 		vs = nil
-		for o := range s.core.ListObjectsIter(ctx, s.set.location.Bucket, minio.ListObjectsOptions{Prefix: name, Recursive: true, WithVersions: true}) {
+		for o := range s.ordered(ctx, name, "") {
 			switch {
 			case o.Err != nil:
 				return o.Err

@@ -33,7 +33,7 @@ func (s routes) showLock(_ context.Context, req *repositoryPath) (*frame.Out[api
 }
 
 type lockRequest struct {
-	repositoryPath
+	Name string `path:"name" doc:"name, id or URL of the repository"`
 	Body api.RepositoryLock
 }
 

@@ -28,7 +28,7 @@ func (s routes) named(name string) (frame.Place, error) {
 }
 
 type statsRequest struct {
-	repositoryPath
+	Name string `path:"name" doc:"name, id or URL of the repository"`
 	frame.OfMachine
 }
 
