@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -38,22 +40,32 @@ func visit(t *testing.T, piece string) {
 	}
 	type disk struct{ point, id, sum string }
 	var kept []disk
-	deleted := ""
+	marked := map[string][]string{} // "deleted", "pinned", "copied": recovery points
+	listed := map[string]bool{}
 	for line := range strings.Lines(string(raw)) {
 		f := strings.Fields(line)
-		if id, gone := strings.CutPrefix(f[0], "deleted-"); gone {
-			deleted = id
+		if mark, id, ok := strings.Cut(f[0], "-"); ok {
+			marked[mark] = append(marked[mark], id)
 			continue
 		}
 		kept = append(kept, disk{f[0], f[1], f[2]})
+		listed[f[0]] = true
 	}
-	if len(kept) < 4 || deleted == "" {
-		t.Fatalf("%d disks kept, deleted %q", len(kept), deleted)
+	if len(kept) < 4 || len(marked["deleted"]) == 0 {
+		t.Fatalf("%d disks kept, deleted %q", len(kept), marked["deleted"])
 	}
 	var points []point
 	h.ask(&points, []int{0, 3}, "point", "list", "vault")
-	if len(points) != 2 {
-		t.Fatalf("%d recovery points are listed", len(points))
+	if len(points) != len(listed) {
+		t.Fatalf("%d recovery points are listed, want %d", len(points), len(listed))
+	}
+	for _, p := range points {
+		if !listed[p.ID] {
+			t.Errorf("recovery point %s is listed", p.ID)
+		}
+	}
+	for _, id := range marked["pinned"] {
+		h.do(4, "point", "delete", id)
 	}
 	h.do(0, "verify")
 	h.do(0, "audit", "verify")
@@ -66,10 +78,15 @@ func visit(t *testing.T, piece string) {
 		}
 		restored[d.id] = out
 		bare := out + "-bare"
-		// vdb is opaque: that no secret opens it is exit status 3.
-		h.recover(3, "restore", d.point, "--repository", filepath.Join(h.data, "repository"), "--identity", h.kit, "--disk", d.id+"="+bare)
+		h.bare("restore", d.point, "--repository", filepath.Join(h.data, "repository"), "--identity", h.kit, "--disk", d.id+"="+bare)
 		if got := sum(t, bare); got != d.sum {
 			t.Errorf("by the kit alone, %s of %s has the digest %s, want %s", d.id, d.point, got, d.sum)
+		}
+		if slices.Contains(marked["copied"], d.point) {
+			h.bare("restore", d.point, "--repository", h.path("offsite"), "--identity", h.kit, "--identity", h.path("offsite.kit"), "--disk", d.id+"="+out+"-copy")
+			if got := sum(t, out+"-copy"); got != d.sum {
+				t.Errorf("from the second repository, %s of %s has the digest %s, want %s", d.id, d.point, got, d.sum)
+			}
 		}
 	}
 	// It goes on: the disks lie elsewhere now, and something changes.
@@ -97,8 +114,19 @@ func visit(t *testing.T, piece string) {
 	h.do(0, "catalog", "rebuild")
 	h.do(0, "verify")
 	h.ask(&points, []int{0, 3}, "point", "list", "vault")
-	if len(points) != 3 {
+	if len(points) != len(listed)+1 {
 		t.Errorf("%d recovery points after the rebuild", len(points))
+	}
+}
+
+// bare runs lockstep-recover on a piece; an opaque disk, which no secret opens,
+// may make it exit status 3.
+func (h *host) bare(args ...string) {
+	h.tb.Helper()
+	cmd := exec.Command(filepath.Join(bin, "lockstep-recover"), args...)
+	cmd.Dir, cmd.Env = h.dir, environ()
+	if r := run(h.tb, cmd, ""); r.exit != 0 && r.exit != 3 {
+		h.tb.Fatalf("%v", r)
 	}
 }
 
