@@ -103,6 +103,7 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, er
 	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
+	st = twin.ListOnce(st)
 	if r.trust, err = trust.Read(ctx, st, r.cfg.ID, trust.Digest(raw), o.TrustRoot); err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
@@ -112,7 +113,7 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, er
 		}
 	}
 	if o.Writer != nil {
-		r.heal(ctx, raw)
+		r.heal(ctx, st, raw)
 	}
 	if r.dek, err = holder.Unwrap(ctx, st, r.cfg.ID, o.Unlock, r.log); err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
@@ -124,10 +125,10 @@ const maxKeptTwice = 1 << 20
 
 // heal brings back copies that a crash left out or a store lost. It is done by
 // writers only, and what it cannot do stops nobody.
-func (r *Repository) heal(ctx context.Context, cfg []byte) {
-	err := twin.Heal(ctx, r.st, format.ConfigKey, cfg, r.noteHealed)
+func (r *Repository) heal(ctx context.Context, st store.Store, cfg []byte) {
+	err := twin.Heal(ctx, st, format.ConfigKey, cfg, r.noteHealed)
 	for _, prefix := range []string{format.HolderPrefix, format.TrustPrefix} { // machines when they are used
-		err = errors.Join(err, twin.HealAll(ctx, r.st, prefix, maxKeptTwice, envelope.CheckFrame, r.noteHealed))
+		err = errors.Join(err, twin.HealAll(ctx, st, prefix, maxKeptTwice, envelope.CheckFrame, r.noteHealed))
 	}
 	if err != nil {
 		r.log.Warn("an object that is kept twice has one copy", "error", err)

@@ -191,8 +191,8 @@ func TestRequestsInABucket(t *testing.T) {
 	}
 	// Opening a repository lists its trust log and its keys; a backup lists what
 	// an interrupted one left of this machine. Neither grows with the disk.
-	if many["LIST"] > 12 || many["LIST"] != few["LIST"] {
-		t.Errorf("%d and %d LIST requests of a first backup, want the same number, and at most 12", few["LIST"], many["LIST"])
+	if many["LIST"] > 7 || many["LIST"] != few["LIST"] {
+		t.Errorf("%d and %d LIST requests of a first backup, want the same number, and at most 7", few["LIST"], many["LIST"])
 	}
 	w.edit(w.path("large.img"), func(f *os.File) {
 		p := make([]byte, 4096)
