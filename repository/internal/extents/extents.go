@@ -5,9 +5,14 @@ package extents
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"sort"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/repository/format"
@@ -25,6 +30,9 @@ type Reader struct {
 	x    segment.Scratch
 	buf  []byte // aligned; see room
 	plan []wanted
+	runs []piece
+
+	lanes []*Reader // that read side by side; they have no lanes of their own
 }
 
 // wanted is an extent to be read for a block of the unit.
@@ -179,6 +187,7 @@ func (r *Reader) read(ctx context.Context, dst []byte, bad func(error, int) erro
 		}
 		return a.Position < b.Position
 	})
+	r.runs = r.runs[:0]
 	for i := 0; i < len(r.plan); {
 		start := int64(r.plan[i].Position) * format.PageSize
 		end := start
@@ -191,12 +200,74 @@ func (r *Reader) read(ctx context.Context, dst []byte, bad func(error, int) erro
 			}
 			end = max(end, stop)
 		}
-		if err := r.run(ctx, dst, r.plan[i:j], start, end, bad); err != nil {
-			return err
-		}
+		r.runs = append(r.runs, piece{r.plan[i:j], start, end})
 		i = j
 	}
-	return nil
+	if len(r.runs) < minParallel {
+		for _, p := range r.runs {
+			if err := r.run(ctx, dst, p.extents, p.start, p.end, bad); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return r.parallel(ctx, dst, bad)
+}
+
+// piece is a range of one segment that is read at once, and the extents in it.
+type piece struct {
+	extents    []wanted
+	start, end int64
+}
+
+// A unit of a disk with a long history of small writes lies in hundreds of
+// places. One after the other they cost their latencies; lanes read them side
+// by side, each with a small buffer.
+const (
+	minParallel = 4
+	lanes       = 8
+)
+
+// parallel reads the pieces side by side; those that want a large buffer, and
+// are few, one after the other. What they put into dst does not overlap.
+func (r *Reader) parallel(ctx context.Context, dst []byte, bad func(error, int) error) error {
+	var mu sync.Mutex
+	one := func(err error, block int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return bad(err, block)
+	}
+	for len(r.lanes) < lanes {
+		r.lanes = append(r.lanes, NewReader(r.m, r.segs, r.view))
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for _, lane := range r.lanes[:min(lanes, len(r.runs))] {
+		group.Go(func() error {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(r.runs) {
+					return nil
+				}
+				p := r.runs[i]
+				if p.end-p.start > smallRun {
+					continue
+				}
+				if err := lane.run(ctx, dst, p.extents, p.start, p.end, one); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	for _, p := range r.runs {
+		if p.end-p.start <= smallRun {
+			continue
+		}
+		if err := r.run(ctx, dst, p.extents, p.start, p.end, one); err != nil {
+			return errors.Join(err, group.Wait())
+		}
+	}
+	return group.Wait()
 }
 
 // run reads [start, end) of one segment and places the extents in it.
