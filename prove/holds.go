@@ -132,10 +132,15 @@ func allRead(ctx context.Context, d Deps) error {
 	return nil
 }
 
-// Destroy destroys a secret version that nothing needs.
+// Destroy destroys a secret version that nothing needs. Recovery points without
+// a proof are tried before: a backup that died between its commit and the proof
+// left one that this version may be the only one to open.
 func Destroy(ctx context.Context, d Deps, ref keymanager.Ref, reason string) error {
 	d = d.withDefaults()
-	err := CheckDestroy(ctx, d, ref)
+	err := proveFirst(ctx, d, ref)
+	if err == nil {
+		err = CheckDestroy(ctx, d, ref)
+	}
 	if err == nil {
 		// The manager refuses once more, by its own holds, in the same step as it destroys.
 		err = d.Manager.Destroy(ctx, ref, reason)
@@ -153,6 +158,54 @@ func Destroy(ctx context.Context, d Deps, ref keymanager.Ref, reason string) err
 		return fmt.Errorf("destroy secret %s: %w", ref, err)
 	}
 	return nil
+}
+
+// proveFirst proves the recovery points of the version's machine that have no
+// proof. An error says that it could not be found out who needs the version.
+func proveFirst(ctx context.Context, d Deps, ref keymanager.Ref) error {
+	if d.Manager == nil {
+		return keymanager.ErrUnavailable
+	}
+	infos, err := d.Manager.List(ctx)
+	if err != nil && !errors.Is(err, keymanager.ErrDamaged) {
+		return err
+	}
+	i := slices.IndexFunc(infos, func(s keymanager.Info) bool { return s.ID == ref.ID })
+	if i < 0 {
+		return nil // CheckDestroy says so
+	}
+	machine := infos[i].Labels[keymanager.LabelMachine]
+	if machine == "" {
+		return nil
+	}
+	points, err := d.Catalog.Points.List(ctx, catalog.PointQuery{Machine: machine, Bare: true})
+	if err != nil {
+		return err
+	}
+	proofs, err := d.Catalog.Proofs.OfMachine(ctx, machine)
+	if err != nil {
+		return err
+	}
+	proven := map[string]bool{}
+	for _, p := range proofs {
+		proven[p.Point] = true
+	}
+	var ids []string
+	for _, p := range points {
+		if !proven[p.ID] && p.Repository == d.Repo.ID() {
+			ids = append(ids, p.ID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	results, err := Points(ctx, d, ids, nil)
+	for _, r := range results {
+		if len(r.Unheld) > 0 && slices.Contains(r.Unheld, ref) {
+			err = errors.Join(err, fmt.Errorf("recovery point %s needs it, and the key manager could not be made to hold it", r.Point))
+		}
+	}
+	return err
 }
 
 // DeclareNotNeeded states that a volume is not needed, with a reason, or, with

@@ -515,6 +515,20 @@ func TestDestroyFailsClosed(t *testing.T) {
 	}
 }
 
+// A backup that died between its commit and the proof leaves a recovery point
+// that no proof names. The only secret that opens it is not destroyed.
+func TestDestroyProvesFirst(t *testing.T) {
+	e := provetest.New(t)
+	m := e.Machine("web", map[string]*provetest.Device{"vda": e.Encrypted("a")})
+	added, err := e.Add(m, "a", func(r *prove.AddRequest) { r.Keep = true })
+	e.Must(err)
+	p, _ := e.Backup(m)
+	var held *keymanager.HeldError
+	if err := prove.Destroy(ctx, e.Deps, added.Version.Ref, "x"); !errors.As(err, &held) || len(held.Holds) != 1 || held.Holds[0].Point != p {
+		t.Errorf("destroyed though %s needs it: %v", p, err)
+	}
+}
+
 // Several protectors of one header: all that a secret opens are named.
 func TestAllProtectorsAreNamed(t *testing.T) {
 	e := provetest.New(t)
