@@ -232,9 +232,10 @@ func (k *killer) startServer() {
 }
 
 type listed struct {
-	ID    string `json:"id"`
-	State string `json:"state"`
-	Disks []struct {
+	ID     string   `json:"id"`
+	State  string   `json:"state"`
+	OnlyIn []string `json:"only_in"`
+	Disks  []struct {
 		ID   string `json:"id"`
 		Root string `json:"content_root"`
 		Size int64  `json:"size_bytes"`

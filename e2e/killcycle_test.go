@@ -64,7 +64,7 @@ type cycle struct {
 	version  int            // that opens the disk as it is
 	phrase   string
 	kept     [2]map[string]bool // what each repository listed when it was last looked at
-	proven   map[string]bool    // listed by the repository that backups write to, with a proof
+	needing  map[string]bool    // listed by the repository that backups write to, or elsewhere with a proof
 	took     map[string]time.Duration
 	step     int
 }
@@ -144,6 +144,12 @@ func (c *cycle) perform(operation string) {
 	c.ask(&points, []int{0}, "point", "list", "web01")
 	there := map[string]bool{}
 	for _, p := range points {
+		if len(p.OnlyIn) > 0 { // pruned where backups go, and still in the copy
+			if !c.kept[1][p.ID] {
+				c.tb.Fatalf("after %s the catalog lists %s in %v, and it is not there", operation, p.ID, p.OnlyIn)
+			}
+			continue
+		}
 		there[p.ID] = true
 		if p.State != "proven" {
 			c.tb.Errorf("%s: recovery point %s is %s with all secrets in custody", operation, p.ID, p.State)
@@ -183,11 +189,10 @@ func (c *cycle) kill(operation, phase string, n int, delay time.Duration) (hit s
 	hit = c.killAt(phase, n, delay, arguments(operation)...)
 	when := fmt.Sprintf("%s killed at %q for %q", operation, hit, phase)
 	c.look(when, operation == "prune", true)
-	// What any recovery point that backups' repository lists and that is proven
-	// needs stays, whatever the catalog heard of it. (What opens one that nobody
-	// proved yet nobody knows.)
+	// What any recovery point needs stays, whatever the catalog heard of it, in
+	// whichever repository it is listed and whether it was proven yet.
 	needed := map[int]bool{}
-	for id := range c.proven {
+	for id := range c.needing {
 		needed[c.needs[id]] = true
 	}
 	for version := range needed {
@@ -203,7 +208,7 @@ func (c *cycle) kill(operation, phase string, n int, delay time.Duration) (hit s
 // they list is what was backed up, and none went but those that were to go.
 func (c *cycle) look(when string, pruning, read bool) {
 	c.tb.Helper()
-	c.proven = map[string]bool{}
+	c.needing = map[string]bool{}
 	for i, place := range cyclePlaces {
 		points, digests := c.readAll(when, place, read)
 		there := map[string]bool{}
@@ -256,8 +261,8 @@ func (c *cycle) readAll(when, place string, read bool) (ids []string, digests ma
 			ids = append(ids, p.ID)
 			sidecars, err := r.Sidecars(ctx, m.ID, p.ID)
 			fail(err)
-			if place == cyclePlaces[0] && slices.ContainsFunc(sidecars, func(s repository.Sidecar) bool { return s.Kind == repository.SidecarProof }) {
-				c.proven[p.ID] = true
+			if place == cyclePlaces[0] || slices.ContainsFunc(sidecars, func(s repository.Sidecar) bool { return s.Kind == repository.SidecarProof }) {
+				c.needing[p.ID] = true
 			}
 			if !read || i+6 < len(points) && c.rand.IntN(4) > 0 {
 				continue // many old ones: some each time
