@@ -37,6 +37,7 @@ type ImportResult struct {
 	DryRun     bool           `json:"dry_run"`
 	Items      []ImportedItem `json:"items"`
 	PassedOver []string       `json:"passed_over,omitempty" doc:"files of the folder that are no images, or show no time"`
+	Older      []string       `json:"older,omitempty" doc:"images of the folder that are older than the newest recovery point, and passed over"`
 }
 
 // ImportedItem is a recovery point that was made, was there already, or would be made.
@@ -46,7 +47,7 @@ type ImportedItem struct {
 	SizeBytes int64        `json:"size_bytes,omitempty"`
 	Point     string       `json:"point,omitempty"`
 	State     string       `json:"state,omitempty"`
-	Existing  bool         `json:"existing,omitempty" doc:"it was imported before: a recovery point has this time"`
+	Existing  bool         `json:"existing,omitempty" doc:"it was imported before: a recovery point has this time, and is of images of these names"`
 }
 
 // Rates limit how fast a job reads and writes, beside what the policy says.

@@ -140,6 +140,76 @@ func TestYearsOfHistory(t *testing.T) {
 	h.do(0, "audit", "verify")
 }
 
+// TestImportsThatCannotBe: what is cut short, older, another, or of no time is
+// not imported, and a dry run says so as the import does.
+func TestImportsThatCannotBe(t *testing.T) {
+	t.Parallel()
+	qemuImg := judge.Tool(t, "qemu-img")
+	judge.Tool(t, "qemu-nbd")
+	h := initialised(t)
+	disk := h.path("disk.raw")
+	if err := os.WriteFile(disk, bytes.Repeat([]byte("0123456789abcdef"), 1<<18), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cut := h.path("cut.qcow2")
+	tool(t, "", qemuImg, "convert", "-f", "raw", "-O", "qcow2", disk, cut)
+	if err := os.Truncate(cut, 2<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, dry := range [][]string{{}, {"--dry-run"}} {
+		r := h.do(1, append([]string{"import", "cut", "--time", "2019-01-01T00:00:00Z", "--disk", "vda=" + cut}, dry...)...)
+		if !strings.Contains(r.stderr, "cut short") || !strings.Contains(r.stderr, "qemu-img check") {
+			t.Errorf("cut short: %v", r)
+		}
+		for _, early := range []string{"0000-01-01T00:00:00Z", "1979-12-31T23:59:59Z"} {
+			r = h.do(2, append([]string{"import", "cut", "--time", early, "--disk", "vda=" + disk}, dry...)...)
+			if !strings.Contains(r.stderr, "1980") {
+				t.Errorf("%s: %v", early, r)
+			}
+		}
+	}
+	h.do(0, "machine", "add", "cut", "--disk", "vda=file://"+cut+"?format=qcow2")
+	if r := h.do(1, "backup", "cut"); !strings.Contains(r.stderr, "cut short") {
+		t.Errorf("cut short, backed up: %v", r)
+	}
+
+	folder := h.path("history")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	add := func(name string) { tool(t, "", "cp", disk, filepath.Join(folder, name)) }
+	for _, day := range []string{"01", "02", "03"} {
+		add("a-2020-01-" + day + ".raw")
+	}
+	command := []string{"import", "vm", "--directory", folder, "--time-from", "name:%Y-%m-%d"}
+	var made api.ImportResult
+	h.ask(&made, []int{0, 3}, command...)
+	h.do(0, "point", "delete", made.Items[0].Point)
+	add("a-2020-01-04.raw")
+	add("b-2019-12-31.raw")
+	for _, dry := range [][]string{{"--dry-run"}, {}} {
+		var got api.ImportResult
+		h.ask(&got, []int{0, 3}, append(command, dry...)...)
+		if len(got.Items) != 3 || !got.Items[1].Existing || got.Items[2].Existing || strings.Join(got.Older, " ") != "b-2019-12-31.raw a-2020-01-01.raw" {
+			t.Errorf("%q goes on: %+v", dry, got)
+		}
+	}
+	for _, dry := range [][]string{{}, {"--dry-run"}} {
+		r := h.do(4, append([]string{"import", "vm", "--time", "2020-01-01T00:00:00Z", "--disk", "vda=" + disk}, dry...)...)
+		if !strings.Contains(r.stderr, "NAME-history") {
+			t.Errorf("a single older one: %v", r)
+		}
+		r = h.do(4, append([]string{"import", "vm", "--time", "2020-01-03T00:00:00Z", "--disk", "vda=" + disk}, dry...)...)
+		if !strings.Contains(r.stderr, "disk.raw") || !strings.Contains(r.stderr, "a-2020-01-03.raw") {
+			t.Errorf("another of the same time: %v", r)
+		}
+	}
+	add("c-2020-01-04.raw")
+	if r := h.do(4, command...); !strings.Contains(r.stderr, "a-2020-01-04.raw and c-2020-01-04.raw") || !strings.Contains(r.stderr, "%H") {
+		t.Errorf("two of one time: %v", r)
+	}
+}
+
 // blank makes a file of zeroes.
 func blank(t *testing.T, path string, size int64) {
 	t.Helper()

@@ -18,6 +18,9 @@ import (
 // ErrLayout says that a layout of times in names cannot be used.
 var ErrLayout = errors.New("time is mtime or name:LAYOUT with %Y, %m, %d and, if they are there, %H, %M, %S, or with %s")
 
+// ErrSameTime says that two images of a folder would be one recovery point.
+var ErrSameTime = errors.New("are of the same time")
+
 // maxFiles bounds a folder.
 const maxFiles = 100_000
 
@@ -77,8 +80,8 @@ func (f Folder) Items() (items []Item, other []string, err error) {
 	slices.SortStableFunc(items, func(a, b Item) int { return a.Time.Compare(b.Time) })
 	for i := 1; i < len(items); i++ {
 		if items[i].Time.Equal(items[i-1].Time) {
-			return nil, nil, fmt.Errorf("%s and %s are of the same time, %s", filepath.Base(items[i-1].Images[0].Path),
-				filepath.Base(items[i].Images[0].Path), items[i].Time.Format(time.RFC3339Nano))
+			return nil, nil, fmt.Errorf("%s and %s: %w, %s", filepath.Base(items[i-1].Images[0].Path),
+				filepath.Base(items[i].Images[0].Path), ErrSameTime, items[i].Time.Format(time.RFC3339Nano))
 		}
 	}
 	return items, other, nil

@@ -108,7 +108,7 @@ func TestFolder(t *testing.T) {
 	if err := os.Chtimes(filepath.Join(dir, "undated.raw"), day(9), day(9)); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := (Folder{Dir: dir}).Items(); err == nil || !strings.Contains(err.Error(), "c-2020-01-01.raw and undated.raw are of the same time") {
+	if _, _, err := (Folder{Dir: dir}).Items(); !errors.Is(err, ErrSameTime) || !strings.Contains(err.Error(), "c-2020-01-01.raw and undated.raw: are of the same time") {
 		t.Errorf("two of one time: %v", err)
 	}
 	if _, _, err := (Folder{Dir: dir + ".missing"}).Items(); !errors.Is(err, os.ErrNotExist) {

@@ -16,6 +16,7 @@ var (
 	ErrSizeChanged = errors.New("source changed its size meanwhile") // never a silently short recovery point
 	ErrNotFound    = errors.New("source does not exist")
 	ErrUnsupported = errors.New("source cannot be read")
+	ErrDamaged     = errors.New("image is damaged") // cut short, or at odds with itself: what is lost would read as zeroes
 )
 
 // Consistency says how quiet the guest was.

@@ -40,10 +40,11 @@ in its own folder, or in one that --allow-backing names.
 --directory imports each image of a folder, in order of time: the time at which
 the file was last written, or what name:LAYOUT finds in its name (%Y %m %d %H %M
 %S in UTC, or %s; * is anything). What was imported before is passed over, so
-the same command goes on after an interruption.
+the same command goes on after an interruption; and so, and named, is what is
+older than the newest recovery point of NAME.
 
-History comes first: an image that is older than a recovery point of NAME is
-refused, because what is written last is the newest, and the next backup builds
+History comes first: a single image that is older than a recovery point of NAME
+is refused, because what is written last is the newest, and the next backup builds
 on it. Give history of a machine that is backed up already a name of its own.
 NAME is made where there is none. The recovery points are proven like others;
 'secret add' later opens old ones.`,
@@ -161,6 +162,9 @@ func (a group) print(w io.Writer, r api.ImportResult) {
 	}
 	if len(r.PassedOver) > 0 {
 		_, _ = fmt.Fprintf(w, "\npassed over, for they are no images or show no time: %s\n", screen.CleanLine(strings.Join(r.PassedOver, ", ")))
+	}
+	if len(r.Older) > 0 {
+		_, _ = fmt.Fprintf(w, "\nolder than the newest recovery point, passed over: %s\n", screen.CleanLine(strings.Join(r.Older, ", ")))
 	}
 	if a.Quiet {
 		return

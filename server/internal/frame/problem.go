@@ -196,6 +196,19 @@ var rules = []rule{
 	},
 	{[]error{importing.ErrFormat}, http.StatusUnprocessableEntity, api.ExitUsage, "say what it is: --format raw, qcow2, vmdk, vpc (VHD) or vhdx"},
 	{[]error{importing.ErrLayout}, http.StatusUnprocessableEntity, api.ExitUsage, "such as --time-from name:web01-%Y-%m-%d"},
+	{[]error{importing.ErrImplausible}, http.StatusUnprocessableEntity, api.ExitUsage, "give the time that the image shows; --time-from name:LAYOUT takes it from the names"},
+	{
+		[]error{importing.ErrSameTime},
+		http.StatusConflict, api.ExitRefused, "--time-from name:LAYOUT with %H, %M and %S can tell them apart; or move one of them to another folder",
+	},
+	{
+		[]error{importing.ErrOther},
+		http.StatusConflict, api.ExitRefused, "one time is one recovery point: correct the image's time, or import it under a name of its own, such as NAME-history",
+	},
+	{
+		[]error{source.ErrDamaged},
+		http.StatusUnprocessableEntity, api.ExitFailed, "what is missing would be backed up as zeroes: copy the image again from where it came; 'qemu-img check' says more, and with -r all repairs a copy's tables, not lost data",
+	},
 	{[]error{source.ErrNotFound, source.ErrUnsupported}, http.StatusUnprocessableEntity, api.ExitFailed, ""},
 	// Before damage: what the store had no room for is not damaged.
 	{[]error{store.ErrFull}, http.StatusInsufficientStorage, api.ExitFailed, "free space in the repository and run it again: what was stored is kept and not stored twice"},

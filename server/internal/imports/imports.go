@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
@@ -19,6 +20,7 @@ import (
 	"github.com/lockstep-backup/lockstep/importing"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/prove"
+	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 )
 
@@ -40,6 +42,9 @@ func (s routes) startImport(ctx context.Context, req *frame.In[api.ImportRequest
 		e.Detail = frame.WithDetail(e.Detail, "dry_run", "true")
 	}
 	items, other, err := s.items(&r)
+	if err == nil {
+		err = importing.Plausible(items)
+	}
 	if err != nil {
 		return nil, s.Refuse(ctx, e, fmt.Errorf("import %s: %w", r.Machine, err))
 	}
@@ -143,10 +148,15 @@ func (w *work) run(ctx context.Context, items []importing.Item) (exit int, err e
 	if err != nil {
 		return 0, err
 	}
-	if !w.r.DryRun {
-		if d.Repository, err = w.Repository(ctx); err != nil {
-			return 0, fmt.Errorf("import %s: %w", w.m.Name, err)
-		}
+	items, err = w.plan(points, items)
+	if err == nil && !w.r.DryRun {
+		d.Repository, err = w.Repository(ctx)
+	}
+	if err == nil {
+		err = w.same(ctx, points, items)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("import %s: %w", w.m.Name, err)
 	}
 	for i, item := range items {
 		w.p.Progress(job.Progress{Phase: "import", Done: int64(i), Total: int64(len(items)), Unit: "images"})
@@ -160,6 +170,60 @@ func (w *work) run(ctx context.Context, items []importing.Item) (exit int, err e
 	}
 	// What is committed stays; it is proven also where a later one failed.
 	return w.prove(context.WithoutCancel(ctx)), err
+}
+
+// plan is what can be imported, the same for a dry run: a folder goes on where
+// recovery points of its beginning were pruned.
+func (w *work) plan(points []catalog.Point, items []importing.Item) ([]importing.Item, error) {
+	take, older, err := importing.Plan(points, items, w.Now())
+	if err != nil || len(older) == 0 {
+		return take, err
+	}
+	newest, _ := importing.Newest(points)
+	if w.r.Directory == "" {
+		return nil, fmt.Errorf("%s: %s of %s: %w", older[0].Images[0].Path, newest.ID, newest.Time.UTC().Format(time.RFC3339Nano), backup.ErrOrder)
+	}
+	for _, i := range older {
+		w.res.Older = append(w.res.Older, filepath.Base(i.Images[0].Path))
+	}
+	if len(take) == 0 {
+		w.p.Warning("all images are older than the newest recovery point of %s, of %s: import them under a name of their own, such as %s-history", w.m.Name, newest.Time.UTC().Format(time.RFC3339), w.m.Name)
+	}
+	return take, nil
+}
+
+// same refuses images whose time is that of a recovery point of other images.
+func (w *work) same(ctx context.Context, points []catalog.Point, items []importing.Item) error {
+	var repo *repository.Repository
+	var there []repository.Point
+	for _, item := range items {
+		old, ok := importing.Existing(points, item)
+		if !ok {
+			continue
+		}
+		if repo == nil {
+			var err error
+			if repo, err = w.Repository(ctx); err != nil {
+				return err
+			}
+			// Damage in other entries of the log must not keep these from being read.
+			if there, err = repo.Points(ctx, w.m.ID); err != nil && !errors.Is(err, repository.ErrDamaged) {
+				return err
+			}
+		}
+		i := slices.IndexFunc(there, func(p repository.Point) bool { return p.ID == old.ID })
+		if i < 0 {
+			continue // in another repository, or lost: its size is compared
+		}
+		mf, err := repo.Manifest(ctx, there[i])
+		if err != nil {
+			return err
+		}
+		if err := importing.Same(mf.Definition, item); err != nil {
+			return fmt.Errorf("recovery point %s of %s: %w", old.ID, old.Time.UTC().Format(time.RFC3339Nano), err)
+		}
+	}
+	return nil
 }
 
 // one imports an item, or finds that it was.
@@ -205,8 +269,8 @@ func (w *work) one(ctx context.Context, d backup.Deps, points []catalog.Point, i
 	return nil
 }
 
-// look adds what is there already, or would be made. That of the same time is
-// taken for the same; that it cannot be where the sizes differ.
+// look adds what is there already, or would be made. That of the same time and
+// name is taken for the same; that it cannot be where the sizes differ.
 func (w *work) look(ctx context.Context, d backup.Deps, item importing.Item, old catalog.Point, out api.ImportedItem) error {
 	sizes, err := importing.Look(ctx, d, item)
 	if err != nil {
@@ -222,7 +286,7 @@ func (w *work) look(ctx context.Context, d backup.Deps, item importing.Item, old
 		}
 		for i, x := range item.Images {
 			if !slices.ContainsFunc(p.Disks, func(o catalog.PointDisk) bool { return o.Disk == x.Disk && o.Size == sizes[i] }) {
-				return fmt.Errorf("%s has this time, and disk %s is not as large there: %w", old.ID, x.Disk, backup.ErrOrder)
+				return fmt.Errorf("%s has this time, and disk %s is not as large there: %w", old.ID, x.Disk, importing.ErrOther)
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/lockstep-backup/lockstep/disk"
@@ -20,7 +21,17 @@ import (
 type image struct {
 	path    string // absolute, without symbolic links
 	format  string
+	size    int64 // of the file
 	backing *image
+	extents []extent // of a VMDK whose description is a file of its own
+}
+
+// extent is a file that holds a piece of a disk.
+type extent struct {
+	path       string
+	size       int64 // of the file
+	start, end int64 // on the disk
+	sparse     bool
 }
 
 // file is one that QEMU will open.
@@ -34,6 +45,7 @@ type chain struct {
 	backing []string // folders that are allowed beside the image's own
 	allowed []string // the same and the image's own, without symbolic links
 	files   []file
+	extents []extent // of the VMDK that is looked at
 }
 
 // refused says that an image is not read, and why.
@@ -111,14 +123,20 @@ func (c *chain) image(path, format string) (*image, error) {
 	defer f.Close()
 	i := &image{path: f.Name(), format: format}
 	size := c.files[len(c.files)-1].info.Size()
+	i.size = size
 	switch format {
 	case disk.FormatQcow2:
 		var h qcow2
-		if h, err = readQcow2(f, size); err == nil && h.backing != "" {
+		if h, err = readQcow2(f, size); err == nil {
+			err = h.tables(f, size)
+		}
+		if err == nil && h.backing != "" {
 			i.backing, err = c.below(path, h)
 		}
 	case disk.FormatVMDK:
+		c.extents = nil
 		err = c.vmdk(f, size, filepath.Dir(i.path))
+		i.extents = c.extents
 	case disk.FormatVHD:
 		err = checkVHD(f, size)
 	}
@@ -151,6 +169,9 @@ func (c *chain) below(path string, h qcow2) (*image, error) {
 // qcow2 is what a header names. QEMU, docs/interop/qcow2.txt.
 type qcow2 struct {
 	backing, format string
+	cluster         int64
+	l1, l1Size      uint64 // offset and entries
+	refs, refsSize  uint64 // offset and clusters
 }
 
 const (
@@ -192,6 +213,9 @@ func readQcow2(r io.ReaderAt, size int64) (h qcow2, err error) {
 		return h, refused("its header's length makes no sense")
 	}
 	at, end := length, int64(1)<<clusterBits
+	h.cluster = int64(1) << clusterBits
+	h.l1, h.l1Size = be.Uint64(p[40:]), uint64(be.Uint32(p[36:]))
+	h.refs, h.refsSize = be.Uint64(p[48:]), uint64(be.Uint32(p[56:]))
 	offset, n := be.Uint64(p[8:]), be.Uint32(p[16:])
 	if offset != 0 {
 		if n == 0 || n > maxBackingName || offset > maxQcow2Header || int64(offset)+int64(n) > size {
@@ -238,6 +262,45 @@ func readQcow2(r io.ReaderAt, size int64) (h qcow2, err error) {
 	return h, nil
 }
 
+const (
+	maxL1      = 32 << 20           // bytes; QEMU's own limit
+	offsetMask = 0x00fffffffffffe00 // of an entry: the rest are flags
+)
+
+// tables says whether the file is long enough for the tables that lead to its
+// data. QEMU reads zeroes behind a file's end, and a table of zeroes is a disk
+// of zeroes.
+func (h qcow2) tables(r io.ReaderAt, size int64) error {
+	for _, t := range [][2]uint64{{h.l1, h.l1Size * 8}, {h.refs, h.refsSize * uint64(h.cluster)}} {
+		if t[1] > maxL1 || t[0] > 1<<62 {
+			return refused("its tables make no sense")
+		}
+		if err := long(size, int64(t[0]+t[1])); err != nil {
+			return err
+		}
+	}
+	l1 := make([]byte, h.l1Size*8)
+	if err := readFull(r, l1, int64(h.l1)); err != nil {
+		return err
+	}
+	for ; len(l1) > 0; l1 = l1[8:] {
+		if at := binary.BigEndian.Uint64(l1) & offsetMask; at != 0 {
+			if err := long(size, int64(at)+h.cluster); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// long refuses a file that ends before what it has to hold.
+func long(size, need int64) error {
+	if need <= size {
+		return nil
+	}
+	return fmt.Errorf("%w: it is cut short: at least %d bytes are missing of %d", source.ErrDamaged, need-size, need)
+}
+
 func readFull(r io.ReaderAt, p []byte, off int64) error {
 	n, err := r.ReadAt(p, off)
 	if n == len(p) {
@@ -268,11 +331,14 @@ func checkVHD(r io.ReaderAt, size int64) error {
 	return refused("it is not a VHD: it has no footer")
 }
 
-const maxDescriptor = 1 << 20
+const (
+	maxDescriptor = 1 << 20
+	maxSectors    = 1 << 52
+)
 
 var (
 	vmdkKey    = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_.]*[ \t]*=`)
-	vmdkExtent = regexp.MustCompile(`^RW ([0-9]{1,18}) (FLAT|SPARSE|VMFS|VMFSSPARSE|ZERO)(?: "([^"]{1,255})"(?: [0-9]{1,18})?)?$`)
+	vmdkExtent = regexp.MustCompile(`^RW ([0-9]{1,18}) (FLAT|SPARSE|VMFS|VMFSSPARSE|ZERO)(?: "([^"]{1,255})"(?: ([0-9]{1,18}))?)?$`)
 )
 
 // vmdk looks at an image and at the files that its description names. VMware,
@@ -293,7 +359,7 @@ func (c *chain) vmdk(r io.ReaderAt, size int64, dir string) error {
 	if err := vmdkParent(body); err != nil {
 		return err
 	}
-	extents := 0
+	extents, start := 0, int64(0)
 	for line := range strings.Lines(body) {
 		line = strings.TrimRight(line, "\r\n \t")
 		if line == "" || line[0] == '#' || vmdkKey.MatchString(line) {
@@ -304,13 +370,20 @@ func (c *chain) vmdk(r io.ReaderAt, size int64, dir string) error {
 			return refused("a line of its description is not understood: %.80q", line)
 		}
 		extents++
+		sectors, _ := strconv.ParseInt(m[1], 10, 64) // digits, and few enough
+		from, _ := strconv.ParseInt("0"+m[4], 10, 64)
+		if sectors > maxSectors || from > maxSectors || start > maxSectors*disk.SectorSize {
+			return refused("the sizes in its description make no sense")
+		}
+		x := extent{start: start, end: start + sectors*disk.SectorSize}
+		start = x.end
 		if m[3] == "" {
 			continue
 		}
 		if strings.ContainsAny(m[3], `/\:`) || m[3] == "." || m[3] == ".." {
 			return refused("its description names %.100q, which is not a file beside it", m[3])
 		}
-		if err := c.extent(filepath.Join(dir, m[3]), m[2]); err != nil {
+		if err := c.extent(filepath.Join(dir, m[3]), m[2], from*disk.SectorSize, x); err != nil {
 			return err
 		}
 	}
@@ -320,15 +393,24 @@ func (c *chain) vmdk(r io.ReaderAt, size int64, dir string) error {
 	return nil
 }
 
-// extent looks at a file that a description names.
-func (c *chain) extent(path, kind string) error {
+// extent looks at a file that a description names, and in which a piece of the
+// disk begins at offset from, where it is there byte for byte.
+func (c *chain) extent(path, kind string, from int64, x extent) error {
 	f, err := c.open(path, false)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if kind != "SPARSE" {
-		return nil // its bytes are the disk's
+	x.path, x.size, x.sparse = f.Name(), c.files[len(c.files)-1].info.Size(), strings.HasSuffix(kind, "SPARSE")
+	c.extents = append(c.extents, x)
+	if !x.sparse { // its bytes are the disk's
+		if err := long(x.size, from+x.end-x.start); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Base(path), err)
+		}
+		return nil
+	}
+	if kind == "VMFSSPARSE" {
+		return nil
 	}
 	var p [512]byte
 	if readFull(f, p[:], 0) != nil || string(p[:4]) != "KDMV" {

@@ -67,6 +67,9 @@ func FuzzQcow2(f *testing.F) {
 		if err == nil && (len(h.backing) > maxBackingName || strings.ContainsRune(h.backing, 0) || len(h.format) > 16) {
 			t.Errorf("%+v", h)
 		}
+		if err == nil {
+			_ = h.tables(bytes.NewReader(p), int64(len(p)))
+		}
 	})
 }
 

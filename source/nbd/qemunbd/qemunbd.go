@@ -50,8 +50,10 @@ const (
 )
 
 // Open fails with source.ErrNotFound, source.ErrInUse (a running machine has
-// the image open; unless opts.AllowLive), and source.ErrUnsupported, which also
-// stands for images that name what they may not.
+// the image open; unless opts.AllowLive), source.ErrDamaged (it is cut short or
+// at odds with itself; not looked for with opts.AllowLive), and
+// source.ErrUnsupported, which also stands for images that name what they may
+// not.
 func (o Opener) Open(ctx context.Context, spec string, opts source.Options) (source.Disk, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open source: %w", err)
@@ -69,6 +71,11 @@ func (o Opener) Open(ctx context.Context, spec string, opts source.Options) (sou
 	if program == "" {
 		if program, err = exec.LookPath("qemu-nbd"); err != nil {
 			return nil, fmt.Errorf("open source %s: %w: images of format %s are read through qemu-nbd, which is not installed here (Debian: qemu-utils)", path, source.ErrUnsupported, query.Get("format"))
+		}
+	}
+	if !opts.AllowLive { // what is being written is at odds with itself all the time
+		if err := root.vet(ctx); err != nil {
+			return nil, fmt.Errorf("open source %s: %w", path, err)
 		}
 	}
 	s, err := start(ctx, program, root.options(opts.AllowLive))
@@ -205,11 +212,14 @@ func start(ctx context.Context, program string, options map[string]any) (_ *serv
 
 // refusal is why qemu-nbd did not begin, by what it said.
 func (s *server) refusal() error {
-	text := s.said.String()
+	return refusal("qemu-nbd", s.said.String())
+}
+
+func refusal(program, text string) error {
 	if strings.Contains(text, "lock") && strings.Contains(text, "Is another process using the image") {
 		return fmt.Errorf("%w: a process has the image open for writing", source.ErrInUse)
 	}
-	return fmt.Errorf("%w: qemu-nbd says: %s", source.ErrUnsupported, text)
+	return fmt.Errorf("%w: %s says: %s", source.ErrUnsupported, program, text)
 }
 
 // stop ends the process, which has nothing to save, and removes the folder.

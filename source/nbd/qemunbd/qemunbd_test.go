@@ -370,3 +370,104 @@ func TestNothingIsLeft(t *testing.T) {
 		t.Errorf("%v, %v", left, err)
 	}
 }
+
+// TestCutShort: what is lost at an image's end is not read as zeroes.
+func TestCutShort(t *testing.T) {
+	judge.Tool(t, "qemu-nbd")
+	judge.Tool(t, "qemu-img")
+	for _, c := range []struct {
+		name, format, options, file string
+	}{
+		{"a.qcow2", "qcow2", "", "a.qcow2"},
+		{"c.qcow2", "qcow2", "cluster_size=2M", "c.qcow2"},
+		{"d.qcow2", "qcow2", "extended_l2=on", "d.qcow2"},
+		{"a.vmdk", "vmdk", "", "a.vmdk"},
+		{"b.vmdk", "vmdk", "subformat=streamOptimized", "b.vmdk"},
+		{"c.vmdk", "vmdk", "subformat=monolithicFlat", "c-flat.vmdk"},
+		{"d.vmdk", "vmdk", "subformat=twoGbMaxExtentSparse", "d-s001.vmdk"},
+		{"e.vmdk", "vmdk", "subformat=twoGbMaxExtentFlat", "e-f001.vmdk"},
+	} {
+		t.Run(c.name+" "+c.options, func(t *testing.T) {
+			dir := t.TempDir()
+			from, _ := raw(t, dir, 8<<20)
+			image := filepath.Join(dir, c.name)
+			args := []string{"convert", "-f", "raw", "-O", c.format, from, image}
+			if c.options != "" {
+				args = append(args, "-o", c.options)
+			}
+			run(t, "qemu-img", args...)
+			file := filepath.Join(dir, c.file)
+			info, err := os.Stat(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lost := []int64{5 << 20, 64 << 10}
+			if !strings.Contains(c.options, "streamOptimized") { // its end holds no data
+				lost = append(lost, 512)
+			}
+			for i := len(lost) - 1; i >= 0; i-- { // the least first
+				if err := os.Truncate(file, info.Size()-lost[i]); err != nil {
+					t.Fatal(err)
+				}
+				d, err := qemunbd.Opener{}.Open(t.Context(), spec(image, c.format), source.Options{})
+				if err == nil {
+					_, err = d.ReadAt(make([]byte, d.Size()), 0)
+					_ = d.Close()
+					// The last of a compressed image is noticed when it is expanded.
+					if err != nil && strings.Contains(c.options, "streamOptimized") && lost[i] < 1<<20 {
+						continue
+					}
+				}
+				if !errors.Is(err, source.ErrDamaged) {
+					t.Errorf("%d bytes less: %v", lost[i], err)
+				}
+			}
+		})
+	}
+	t.Run("below", func(t *testing.T) {
+		dir := t.TempDir()
+		from, _ := raw(t, dir, 8<<20)
+		base, top := filepath.Join(dir, "base.qcow2"), filepath.Join(dir, "top.qcow2")
+		run(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", from, base)
+		run(t, "qemu-img", "create", "-f", "qcow2", "-F", "qcow2", "-b", base, top)
+		info, err := os.Stat(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(base, info.Size()-512); err != nil {
+			t.Fatal(err)
+		}
+		_, err = qemunbd.Opener{}.Open(t.Context(), spec(top, "qcow2"), source.Options{})
+		if !errors.Is(err, source.ErrDamaged) || !strings.Contains(err.Error(), "base.qcow2") || !strings.Contains(err.Error(), "512 bytes are missing") {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("tables", func(t *testing.T) {
+		// A new image's L1 table is at its end: without it, all is zeroes.
+		image := filepath.Join(t.TempDir(), "a.qcow2")
+		run(t, "qemu-img", "create", "-f", "qcow2", image, "1M")
+		content(t, spec(image, "qcow2"), source.Options{}) // whole, though its last cluster is not
+		if err := os.Truncate(image, 3<<16); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := (qemunbd.Opener{}).Open(t.Context(), spec(image, "qcow2"), source.Options{}); !errors.Is(err, source.ErrDamaged) {
+			t.Errorf("%v", err)
+		}
+	})
+	t.Run("leaks are no loss", func(t *testing.T) {
+		image := filepath.Join(t.TempDir(), "a.qcow2")
+		run(t, "qemu-img", "create", "-f", "qcow2", image, "1M")
+		run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", image)
+		f, err := os.OpenFile(image, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(make([]byte, 8), 3<<16); err != nil { // its L1 entry
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		content(t, spec(image, "qcow2"), source.Options{})
+	})
+}
