@@ -147,6 +147,7 @@ type PrunePoint struct {
 	Keep    bool      `json:"keep"`
 	Reasons []string  `json:"reasons"`
 	Deleted bool      `json:"deleted"`
+	InUse   bool      `json:"in_use,omitempty" doc:"it would go, but somebody reads it, and it is kept this time; reasons says who"`
 	StillIn []string  `json:"still_in,omitempty" doc:"names of repositories that list it, or count as doing so; its secrets stay held"`
 }
 

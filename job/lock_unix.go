@@ -9,10 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryLock locks f for this open file; false where another holds it.
-func tryLock(f *os.File) (bool, error) {
+// tryLock locks f for this open file, alone or beside others that share it;
+// false where another holds it.
+func tryLock(f *os.File, shared bool) (bool, error) {
+	how := unix.LOCK_EX
+	if shared {
+		how = unix.LOCK_SH
+	}
 	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		switch {
 		case err == nil:
 			return true, nil

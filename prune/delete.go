@@ -13,6 +13,8 @@ import (
 type Deletion struct {
 	Deleted  []string // in the repository; with their holds released, or still elsewhere
 	Released int      // holds
+	// InUse are those that somebody reads: nothing was done to them.
+	InUse map[string]*InUseError
 	Elsewhere
 }
 
@@ -46,12 +48,14 @@ func (e *HalfDoneError) Hint() string { return "the same command again does the 
 // secrets any more, and then the catalog is told; the others stay in the
 // catalog and keep their holds. Each is recorded as begun before, and with its
 // outcome after. One that the repository does not list any more is finished: it
-// was begun before. Of d it uses Repository, Catalog, Elsewhere, Release, Begin,
-// Done and Now.
+// was begun before. One that somebody reads is left alone. Of d it uses
+// Repository, Catalog, Elsewhere, Release, Claim, Begin, Done and Now.
 func Delete(ctx context.Context, d Deps, points []catalog.Point, reason func(catalog.Point) string) (out Deletion, err error) {
-	out.In = map[string][]string{}
-	if len(points) == 0 {
-		return out, nil
+	out.In, out.InUse = map[string][]string{}, map[string]*InUseError{}
+	points, let, err := claim(d, points, out.InUse)
+	defer func() { let() }()
+	if len(points) == 0 || err != nil {
+		return out, err
 	}
 	byID := map[string]catalog.Point{}
 	var ids []string
@@ -70,6 +74,7 @@ func Delete(ctx context.Context, d Deps, points []catalog.Point, reason func(cat
 		begun = append(begun, p)
 		return reason(p), nil
 	})
+	let() // what the log has deleted nobody begins to read
 	gone := begun
 	if n := len(begun); err != nil && refused == nil && n > 0 && !slices.Contains(deleted, begun[n-1].ID) {
 		// The last one that was begun is what failed, or was not there.
@@ -102,6 +107,34 @@ func Delete(ctx context.Context, d Deps, points []catalog.Point, reason func(cat
 		errs = append(errs, err, d.Done(ctx, p, reason(p), err))
 	}
 	return out, errors.Join(errs...)
+}
+
+// claim keeps readers off recovery points, and gives those that nobody reads.
+// let, which may be called twice, lets readers come again.
+func claim(d Deps, points []catalog.Point, used map[string]*InUseError) (free []catalog.Point, let func(), err error) {
+	var claimed []func()
+	let = func() {
+		for _, done := range claimed {
+			done()
+		}
+		claimed = nil
+	}
+	if d.Claim == nil {
+		return points, let, nil
+	}
+	for _, p := range points {
+		done, err := d.Claim(p.ID)
+		var e *InUseError
+		if errors.As(err, &e) {
+			used[p.ID] = e
+			continue
+		}
+		if err != nil {
+			return nil, let, err
+		}
+		free, claimed = append(free, p), append(claimed, done)
+	}
+	return free, let, nil
 }
 
 // finish asks where else they are, and releases the holds of those that are

@@ -32,9 +32,32 @@ var (
 	ErrLost = errors.New("the repository lost recovery points that the catalog lists")
 	// ErrChanged: recovery points that were to be kept went away meanwhile.
 	ErrChanged = errors.New("recovery points were deleted by somebody else meanwhile")
+	// ErrInUse: somebody reads it just now. The error is an *InUseError.
+	ErrInUse = errors.New("recovery point is in use")
 	// ErrKept: it is pinned, or held for a case.
 	ErrKept = errors.New("recovery point is to be kept")
 )
+
+// InUseError says that somebody reads a recovery point.
+type InUseError struct {
+	Point  string
+	Holder string // who, for people; may be ""
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("recovery point %s is %s", e.Point, e.Words())
+}
+
+// Words are what keeps the recovery point.
+func (e *InUseError) Words() string {
+	if e.Holder == "" {
+		return "in use by another process"
+	}
+	return "in use by " + e.Holder
+}
+
+// Is makes errors.Is(err, ErrInUse) hold.
+func (e *InUseError) Is(target error) bool { return target == ErrInUse }
 
 // Statements are what people said of a machine's recovery points.
 type Statements struct {
@@ -68,6 +91,10 @@ type Deps struct {
 	Elsewhere func(ctx context.Context, machine string, points []string) (Elsewhere, error)
 	// Release releases the holds of recovery points that are gone, and counts them.
 	Release func(ctx context.Context, points ...catalog.Point) (int, error)
+	// Claim keeps readers off a recovery point until done is called; an *InUseError
+	// where somebody reads it. nil: nobody reads. A reader that comes while it is
+	// claimed looks into the log after that.
+	Claim func(point string) (done func(), err error)
 	// Begin records that a recovery point is about to be deleted; where it fails
 	// nothing is done. Done records what came of it.
 	Begin func(ctx context.Context, p catalog.Point, reason string) error
@@ -100,6 +127,7 @@ type Point struct {
 	State    custody.State
 	Decision retention.Decision
 	Deleted  bool     // by this run
+	InUse    bool     // it would go, and somebody reads it: it is kept this time
 	In       []string // names of repositories that still list it, if it was deleted
 }
 
@@ -156,7 +184,7 @@ func (r *runner) run(ctx context.Context) error {
 		return err
 	}
 	if r.req.DryRun {
-		return nil
+		return r.dryInUse()
 	}
 	if err := r.Catalog.Meta.Set(ctx, MetaClock, r.Now().UTC().Format(time.RFC3339Nano)); err != nil {
 		return err
@@ -254,6 +282,34 @@ func (r *runner) decide(ctx context.Context, listed []repository.Point) error {
 			return err
 		}
 	}
+}
+
+// dryInUse says what would be kept for its being read.
+func (r *runner) dryInUse() error {
+	if r.Claim == nil {
+		return nil
+	}
+	for i := range r.res.Points {
+		p := &r.res.Points[i]
+		if p.Decision.Keep {
+			continue
+		}
+		done, err := r.Claim(p.Point.ID)
+		var used *InUseError
+		if errors.As(err, &used) {
+			p.keepInUse(used)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		done()
+	}
+	return nil
+}
+
+func (p *Point) keepInUse(e *InUseError) {
+	p.InUse, p.Decision.Keep, p.Decision.Reasons = true, true, []string{e.Words() + "; kept this time"}
 }
 
 // locked fills in what the store keeps of what is to go and was not asked
@@ -412,6 +468,9 @@ func (r *runner) deleteAll(ctx context.Context) error {
 		r.note(d.Problems)
 		for _, i := range some {
 			p := &r.res.Points[i]
+			if used := d.InUse[p.Point.ID]; used != nil {
+				p.keepInUse(used)
+			}
 			p.Deleted, p.In = slices.Contains(d.Deleted, p.Point.ID), d.In[p.Point.ID]
 		}
 		if err != nil {

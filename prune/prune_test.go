@@ -374,6 +374,50 @@ func TestPinnedMeanwhile(t *testing.T) {
 	}
 }
 
+// What somebody reads stays, this time; others go.
+func TestInUseStays(t *testing.T) {
+	w := newWorld(t, nil)
+	ids := w.backups(4, func() string { return w.Store1(w.m) })
+	read := ids[1]
+	var claimed []string
+	run := func(dry bool) prune.Result {
+		t.Helper()
+		d := w.deps()
+		d.Claim = func(point string) (func(), error) {
+			if point == read {
+				return nil, &prune.InUseError{Point: point, Holder: "a restore, process 7, since noon"}
+			}
+			claimed = append(claimed, point)
+			return func() {
+				claimed = slices.DeleteFunc(claimed, func(id string) bool { return id == point })
+			}, nil
+		}
+		step := w.step
+		w.step = func(what string) {
+			if what == "begin" && len(claimed) == 0 || what == "release" && len(claimed) > 0 {
+				t.Errorf("%s with %v claimed", what, claimed)
+			}
+		}
+		defer func() { w.step = step }()
+		res, err := prune.Run(ctx, d, prune.Request{Machine: w.m, Policy: policy.Policy{Retention: policy.Retention{KeepLast: 1}}, DryRun: dry})
+		w.Must(err)
+		if len(claimed) > 0 {
+			t.Errorf("still claimed: %v", claimed)
+		}
+		return res
+	}
+	for _, dry := range []bool{true, false} {
+		p := run(dry).Points[1]
+		if !p.InUse || !p.Decision.Keep || p.Deleted || p.Decision.Reasons[0] != "in use by a restore, process 7, since noon; kept this time" {
+			t.Errorf("dry run %v: %+v", dry, p)
+		}
+	}
+	w.check([]string{ids[1], ids[3]})
+	read = ""
+	run(false)
+	w.check(ids[3:])
+}
+
 func TestDeletedMeanwhile(t *testing.T) {
 	w := newWorld(t, nil)
 	ids := w.backups(70, func() string { return w.Store1(w.m) })

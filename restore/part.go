@@ -145,14 +145,15 @@ func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
 	if part.Length != d.Size {
 		only(&o, part)
 	}
+	gone := deletions{repo: req.Repository, manifest: req.Manifest}
 	lost := losses{part: part}
 	if req.KeepGoing {
-		o.Damaged = lost.add
+		o.Damaged = gone.goOn(ctx, &lost)
 	}
 	var from borrowed
 	from.lend(ctx, &o, req.Elsewhere, req.Manifest, d)
 	if _, err := r.Scan(ctx, o); err != nil {
-		return fail(err)
+		return fail(gone.explain(ctx, err))
 	}
 	if at != part.Length {
 		return fail(io.ErrUnexpectedEOF)

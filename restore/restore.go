@@ -103,6 +103,7 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 			return nil, fmt.Errorf("restore disk %s to %s: %w", jobs[i].disk.ID, jobs[i].spec, err)
 		}
 	}
+	gone := deletions{repo: req.Repository, manifest: req.Manifest}
 	var before int64
 	for i := range jobs {
 		j := &jobs[i]
@@ -128,10 +129,11 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		from.lend(ctx, &o, req.Elsewhere, req.Manifest, j.disk)
 		lost := losses{part: j.part}
 		if req.KeepGoing {
-			o.Damaged = lost.add
+			o.Damaged = gone.goOn(ctx, &lost)
 		}
 		_, err := j.reader.Scan(ctx, o)
 		if err != nil {
+			err = gone.explain(ctx, err)
 			return done, fmt.Errorf("restore disk %s to %s: %w", j.disk.ID, j.spec, err)
 		}
 		if err := j.target.Commit(); err != nil {

@@ -52,6 +52,7 @@ func (d memDisk) NextData(off int64) (disk.Range, error) {
 type stored struct {
 	mem      *memstore.Store
 	repo     *repository.Repository
+	writer   *repository.Repository // somebody else's, elsewhere
 	manifest *repository.Manifest
 	a, b     []byte
 }
@@ -106,6 +107,7 @@ func newStored(t *testing.T) *stored {
 	if _, err := pw.Commit(ctx, s.manifest); err != nil {
 		t.Fatal(err)
 	}
+	s.writer = w
 	// A reader that has nothing but the store and an identity.
 	s.repo, err = repository.Open(ctx, s.mem, repository.OpenOptions{Unlock: repository.Unlocker{Identities: id}})
 	if err != nil {

@@ -57,6 +57,20 @@ func FindNearest(ctx context.Context, all Repositories, p catalog.Point, name st
 	return near.Repo, near.Manifest, err
 }
 
+// ErrPointDeleted says that a repository's log deletes a recovery point.
+var ErrPointDeleted = frame.ErrPointDeleted
+
+// Lease keeps a recovery point, by its id, from being deleted while this
+// process reads it; what says for people who. It has to be held before
+// FindNearest finds it.
+func Lease(ctx context.Context, locks *job.Locks, point, what string) (release func(), err error) {
+	l, err := frame.Lease(ctx, locks, point, what)
+	if err != nil {
+		return nil, err
+	}
+	return l.Release, nil
+}
+
 // groups are the routes of the API.
 var groups = []func(*frame.Frame){
 	audits.Register, backups.Register, catalogs.Register, checks.Register, imports.Register, jobs.Register,

@@ -33,6 +33,9 @@ type Request struct {
 	// be in it: a repository alone cannot tell that its newest entries are gone.
 	// It has to be gathered before Run, or what is committed meanwhile is missed.
 	Expected []Expected
+	// Lease, where it is not nil, keeps a recovery point from being deleted while
+	// its content is read.
+	Lease func(ctx context.Context, point string) (release func(), err error)
 	// Readings, where it is not nil, is told what a verification of all data read.
 	Readings catalog.Readings
 	Now      func() time.Time // for Readings
@@ -379,30 +382,42 @@ type scanned struct {
 
 // points reads recovery points oldest first, so that each later one costs what it changed.
 func (v *verifier) points(ctx context.Context, points []repository.Point) error {
-	r := v.req.Repository
 	last := map[string]*scanned{} // by machine and disk
+	lease := leases{take: v.req.Lease}
+	defer lease.end()
 	for i, p := range points {
 		v.progress("points", int64(i), int64(len(points)))
-		v.res.Points++
-		m, err := r.Manifest(ctx, p)
-		if err != nil {
-			if err := v.found(err, p.ID); err != nil {
-				return err
-			}
+		if err := lease.next(ctx, p.ID); err != nil {
+			return err
+		}
+		if v.deleted(ctx, p) {
 			continue
 		}
-		for _, d := range m.Disks {
-			for _, h := range d.Headers {
-				if err := v.found(r.CheckHeader(ctx, m.Machine, h.ID), p.ID); err != nil {
-					return err
-				}
-			}
-			if err := v.disk(ctx, p, d, last); err != nil {
-				return err
-			}
+		if err := v.point(ctx, p, last); err != nil && !errors.Is(err, errDeleted) {
+			return err
 		}
 	}
 	v.progress("points", int64(len(points)), int64(len(points)))
+	return nil
+}
+
+func (v *verifier) point(ctx context.Context, p repository.Point, last map[string]*scanned) error {
+	r := v.req.Repository
+	v.res.Points++
+	m, err := r.Manifest(ctx, p)
+	if err != nil {
+		return v.foundIn(ctx, p, err)
+	}
+	for _, d := range m.Disks {
+		for _, h := range d.Headers {
+			if err := v.foundIn(ctx, p, r.CheckHeader(ctx, m.Machine, h.ID)); err != nil {
+				return err
+			}
+		}
+		if err := v.disk(ctx, p, d, last); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -413,7 +428,7 @@ func (v *verifier) disk(ctx context.Context, p repository.Point, d repository.Di
 	}
 	key := p.Machine + "/" + d.ID
 	o := repository.ScanOptions{
-		Damaged: func(de *repository.DamageError) error { return v.found(de, p.ID) },
+		Damaged: func(de *repository.DamageError) error { return v.foundIn(ctx, p, de) },
 		Data: func(_ int64, b []byte) error {
 			v.mu.Lock()
 			v.res.Read += int64(len(b))
@@ -436,7 +451,9 @@ func (v *verifier) disk(ctx context.Context, p repository.Point, d repository.Di
 		}
 	}
 	from := len(v.res.Damage)
-	if err := v.found(v.scan(ctx, p, d, reader, o), p.ID); err != nil {
+	if err := v.scan(ctx, p, d, reader, o); errors.Is(err, errDeleted) {
+		return err
+	} else if err := v.foundIn(ctx, p, err); err != nil {
 		return err
 	}
 	for i := from; i < len(v.res.Damage); i++ {

@@ -16,36 +16,36 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/cli"
 	"github.com/lockstep-backup/lockstep/cmd/internal/nbdlisten"
+	"github.com/lockstep-backup/lockstep/cmd/internal/overlays"
 	"github.com/lockstep-backup/lockstep/export"
 	"github.com/lockstep-backup/lockstep/export/fusefs"
 	"github.com/lockstep-backup/lockstep/nbd"
-	"github.com/lockstep-backup/lockstep/server"
 )
 
-// An export reads the repository in this process, also beside a server: readers
-// need no lock.
+// An export reads the repository in this process, also beside a server. It
+// keeps the recovery point from being deleted, and is in nobody else's way.
 
 // exporting is a recovery point that is open for reading.
 type exporting struct {
 	*engine
-	point    *export.Point
+	point    *leasedPoint
 	warnings []string
 }
 
 // openExport opens a recovery point by what the user wrote.
-func openExport(ctx context.Context, dir dataDir, ref, repository string, log io.Writer) (*exporting, error) {
+func openExport(ctx context.Context, dir dataDir, ref, repository, what string, log io.Writer) (*exporting, error) {
 	e, err := openEngine(dir, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err != nil {
 		return nil, err
 	}
 	x := &exporting{engine: e}
-	if err := x.open(ctx, ref, repository); err != nil {
+	if err := x.open(ctx, ref, repository, what); err != nil {
 		return nil, errors.Join(err, e.close())
 	}
 	return x, nil
 }
 
-func (x *exporting) open(ctx context.Context, ref, repository string) error {
+func (x *exporting) open(ctx context.Context, ref, repository, what string) error {
 	c, err := x.openCatalog(ctx)
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func (x *exporting) open(ctx context.Context, ref, repository string) error {
 	if err != nil {
 		return err
 	}
-	x.point, err = x.openPoint(ctx, p, repository, func(format string, args ...any) { x.warnings = append(x.warnings, fmt.Sprintf(format, args...)) })
+	x.point, err = x.openPoint(ctx, p, repository, what, func(format string, args ...any) { x.warnings = append(x.warnings, fmt.Sprintf(format, args...)) })
 	if err != nil {
 		return err
 	}
@@ -67,16 +67,6 @@ func (x *exporting) open(ctx context.Context, ref, repository string) error {
 		}
 	}
 	return nil
-}
-
-// openPoint opens the disks of a recovery point for as long as the process
-// lives, in the nearest repository that has it or in the one that is named.
-func (e *engine) openPoint(ctx context.Context, p catalog.Point, in string, note func(format string, args ...any)) (*export.Point, error) {
-	repo, m, err := server.FindNearest(ctx, places{e}, p, in, note)
-	if err != nil {
-		return nil, err
-	}
-	return export.Open(context.WithoutCancel(ctx), repo, m)
 }
 
 func (x *exporting) close() error { return errors.Join(x.point.Close(), x.engine.close()) }
@@ -114,15 +104,19 @@ func (x *exporting) audited(ctx context.Context, action string, detail map[strin
 
 // exportPoint serves a recovery point over NBD until ctx ends.
 func exportPoint(ctx context.Context, o cli.ExportOptions) (err error) {
-	x, err := openExport(ctx, dataDir(o.DataDir), o.Point, o.Repository, o.Log)
+	x, err := openExport(ctx, dataDir(o.DataDir), o.Point, o.Repository, "an export", o.Log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, x.close()) }()
 	var overlay *export.Overlay
 	if o.Overlay != "" {
-		if overlay, err = useOverlay(o.Overlay, x.point); err != nil {
+		var made bool
+		if overlay, made, err = overlays.Use(o.Overlay, x.point.Point); err != nil {
 			return err
+		}
+		if made {
+			x.warnings = append(x.warnings, fmt.Sprintf("the overlay is of no use without recovery point %[1]s, which may be pruned when this export has ended: 'lockstep point pin %[1]s --reason overlay' keeps it", x.point.Manifest.Point))
 		}
 		defer func() { err = errors.Join(err, overlay.Close()) }()
 	}
@@ -176,18 +170,19 @@ func listenRefusal(err error) error {
 
 // mountPoint shows a recovery point as files until ctx ends or somebody unmounts it.
 func mountPoint(ctx context.Context, o cli.MountOptions) (err error) {
-	x, err := openExport(ctx, dataDir(o.DataDir), o.Point, o.Repository, o.Log)
+	x, err := openExport(ctx, dataDir(o.DataDir), o.Point, o.Repository, "a mount", o.Log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, x.close()) }()
 	return x.audited(ctx, "point.mount", map[string]string{"folder": o.Dir}, func() error {
-		m, err := fusefs.New(x.point, o.Dir, fusefs.Options{Log: x.log})
+		m, err := fusefs.New(x.point.Point, o.Dir, fusefs.Options{Log: x.log})
 		if errors.Is(err, fusefs.ErrUnavailable) {
 			return cli.WithHint(err, "mounting needs Linux with /dev/fuse, and for others than root fusermount3 (package fuse3); 'lockstep export' needs neither")
 		}
 		if err != nil {
-			return &api.Error{Status: http.StatusConflict, Title: "refused", Exit: api.ExitTarget, Detail: "mount: " + err.Error(), Hint: "name an empty folder"}
+			hint := "name an empty folder; where the program of a mount is dead, 'fusermount3 -u " + o.Dir + "', or as root 'umount " + o.Dir + "', takes it away"
+			return &api.Error{Status: http.StatusConflict, Title: "refused", Exit: api.ExitTarget, Detail: "mount: " + err.Error(), Hint: hint}
 		}
 		v := x.about(func(id string, d *cli.ExportedDisk) { d.File = filepath.Join(o.Dir, fusefs.FileName(id)) })
 		v.Dir = o.Dir

@@ -107,7 +107,14 @@ func TestExportOverlayCommit(t *testing.T) {
 	if got, err := os.ReadFile(w.path("restored")); err != nil || !bytes.Equal(got, original) {
 		t.Errorf("the new recovery point is not what was written, %v", err)
 	}
-	// Once more: now another recovery point is the newest, and everything is compared.
+	// It is committed already, until somebody writes again.
+	w.want(4, "committed already, as recovery point "+made.ID, "overlay", "commit", overlay)
+	_, stop = w.background("export", first.ID, "--nbd", "unix:"+address, "--overlay", overlay)
+	write(t, address, diskSize-100, "world")
+	if code := stop(); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	// Now another recovery point is the newest, and everything is compared.
 	again := asked[api.Point](w, 0, "", "overlay", "commit", overlay)
 	if again.Parent != made.ID || again.ChangedBytes != 0 || again.ReadBytes != diskSize {
 		t.Errorf("%+v", again)
@@ -116,8 +123,8 @@ func TestExportOverlayCommit(t *testing.T) {
 	if _, err := os.Stat(overlay); !os.IsNotExist(err) {
 		t.Errorf("the overlay is still there: %v", err)
 	}
-	if list := w.ok("", "-o", "json", "audit", "list"); strings.Count(list, `"point.export"`) != 6 {
-		t.Errorf("the audit log does not have the three exports, begun and done:\n%s", list)
+	if list := w.ok("", "-o", "json", "audit", "list"); strings.Count(list, `"point.export"`) != 8 {
+		t.Errorf("the audit log does not have the four exports, begun and done:\n%s", list)
 	}
 }
 

@@ -278,6 +278,8 @@ func classify(ctx context.Context, err error) (status int, hint string) {
 		return api.ExitFailed, "'lockstep-recover list' shows recovery points, disks and volumes"
 	case errors.Is(err, repository.ErrFormat):
 		return api.ExitFailed, "use a newer lockstep-recover"
+	case errors.Is(err, restore.ErrDeleted):
+		return api.ExitFailed, "somebody pruned the repository meanwhile; 'lockstep-recover list' shows the recovery points that are left"
 	case errors.Is(err, repository.ErrDamaged):
 		return api.ExitDamaged, "'lockstep-recover verify' says what is damaged; other recovery points, and other copies of the repository, may be whole"
 	case errors.Is(err, repository.ErrUntrusted):

@@ -162,12 +162,18 @@ func (s *Frame) RepositoryPoint(ctx context.Context, repo *repository.Repository
 	return pointIn(ctx, repo, p)
 }
 
+// ErrPointDeleted says that a repository's log deletes a recovery point.
+var ErrPointDeleted = errors.New("recovery point was deleted")
+
 func pointIn(ctx context.Context, repo *repository.Repository, p catalog.Point) (repository.Point, error) {
 	list, err := repo.Points(ctx, p.Machine)
 	// Damage in other entries of the log must not keep this one from being read.
 	i := slices.IndexFunc(list, func(x repository.Point) bool { return x.ID == p.ID })
 	if i >= 0 {
 		return list[i], nil
+	}
+	if deleted, derr := repo.Deleted(ctx, p.Machine); err == nil && derr == nil && deleted[p.ID] {
+		err = Hint(fmt.Errorf("%w: %w", ErrPointDeleted, repository.ErrNotFound), "'lockstep point list' shows the recovery points that are left")
 	}
 	if err == nil {
 		err = Hint(repository.ErrNotFound, "the catalog and the repository disagree: 'lockstep catalog rebuild'")

@@ -136,6 +136,8 @@ type rule struct {
 	hint   string
 }
 
+const deletedHint = "another host or installation deleted it: 'lockstep point list' shows what is left, and 'lockstep point pin' keeps one"
+
 // rules are tried in order; the first that fits counts.
 var rules = []rule{
 	{
@@ -160,6 +162,7 @@ var rules = []rule{
 		http.StatusConflict, api.ExitRefused, "'lockstep verify' says which; put the log back from a copy, or have the catalog forget them with 'lockstep catalog rebuild'",
 	},
 	{[]error{prune.ErrChanged}, http.StatusConflict, api.ExitBusy, "the same command again decides anew"},
+	{[]error{prune.ErrInUse}, http.StatusConflict, api.ExitBusy, "it is read just now: wait for that to end, or end it"},
 	{[]error{prune.ErrKept}, http.StatusConflict, api.ExitRefused, "'lockstep point unpin' and 'lockstep point unhold' take that back"},
 	{
 		[]error{prove.ErrMarkUnread},
@@ -210,6 +213,7 @@ var rules = []rule{
 		http.StatusUnprocessableEntity, api.ExitFailed, "what is missing would be backed up as zeroes: copy the image again from where it came; 'qemu-img check' says more, and with -r all repairs a copy's tables, not lost data",
 	},
 	{[]error{source.ErrNotFound, source.ErrUnsupported}, http.StatusUnprocessableEntity, api.ExitFailed, ""},
+	{[]error{restore.ErrDeleted}, http.StatusConflict, api.ExitFailed, deletedHint},
 	// Before damage: what the store had no room for is not damaged.
 	{[]error{store.ErrFull}, http.StatusInsufficientStorage, api.ExitFailed, "free space in the repository and run it again: what was stored is kept and not stored twice"},
 	{[]error{source.ErrSizeChanged}, http.StatusConflict, api.ExitFailed, "back it up again when nobody changes its size"},

@@ -84,6 +84,7 @@ func (s *Frame) Pruning(ctx context.Context, c *catalog.Catalog, place Place, re
 			r, err := repo.Reclaim(ctx, machine, repository.ReclaimOptions{})
 			return prune.Freed{Objects: r.Deleted.Objects, Bytes: r.Freed}, err
 		},
+		Claim: s.claim,
 		Begin: func(ctx context.Context, p catalog.Point, reason string) error {
 			return s.Begin(ctx, event(p, reason))
 		},

@@ -144,6 +144,9 @@ func (s routes) forget(ctx context.Context, ref, in string, e audit.Event) (v ap
 	if err != nil {
 		return fail(err)
 	}
+	if used := done.InUse[p.ID]; used != nil {
+		return v, fmt.Errorf("delete: %w", used)
+	}
 	return api.PointDeleted{Deleted: p.ID, Repository: place.Name, StillIn: done.In[p.ID], Warnings: done.Problems}, nil
 }
 

@@ -146,10 +146,10 @@ func (s routes) machine(ctx context.Context, c *catalog.Catalog, deps prune.Deps
 			v.Deleted++
 		}
 		// Jobs are kept for months: those that stay are for a dry run to explain.
-		if r.DryRun || x.Deleted {
+		if r.DryRun || x.Deleted || x.InUse {
 			v.Points = append(v.Points, api.PrunePoint{
 				Point: x.Point.ID, Time: x.Point.Time.UTC(), State: string(x.State),
-				Keep: x.Decision.Keep, Reasons: x.Decision.Reasons, Deleted: x.Deleted, StillIn: x.In,
+				Keep: x.Decision.Keep, Reasons: x.Decision.Reasons, Deleted: x.Deleted, InUse: x.InUse, StillIn: x.In,
 			})
 		}
 	}

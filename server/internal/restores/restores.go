@@ -70,6 +70,11 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		return frame.Result{}, err
 	}
 	res := &api.RestoreResult{Point: p.ID, State: v.State, Keys: []api.PointKey{}, Disks: []api.RestoredDisk{}}
+	lease, err := s.Lease(ctx, p.ID, "a restore")
+	if err != nil {
+		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
+	}
+	defer lease.Release()
 	near, rest, err := s.Nearest(ctx, p, r.Repository, func(format string, args ...any) { rep.Warning(format, args...) })
 	if err != nil {
 		return frame.Result{JobResult: api.JobResult{Restore: res}}, err
@@ -100,7 +105,7 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 	done, err := restore.Run(ctx, req)
 	out := frame.Result{JobResult: api.JobResult{Restore: res}, Exit: frame.ExitOfState(v.State)}
 	for i, d := range done {
-		res.Disks = append(res.Disks, restored(d))
+		res.Disks = append(res.Disks, restored(d, r.Targets[i].RestorePart))
 		if d.Beyond > 0 {
 			rep.Warning("disk %s: %s", d.ID, largerText(d, parts[i]))
 		}
@@ -131,7 +136,7 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 }
 
 // restored shows a disk that was written.
-func restored(d restore.Disk) api.RestoredDisk {
+func restored(d restore.Disk, named api.RestorePart) api.RestoredDisk {
 	out := api.RestoredDisk{
 		ID: d.ID, Target: d.Target, SizeBytes: d.Size, WrittenBytes: d.Written, ContentRoot: d.ContentRoot, BeyondBytes: d.Beyond,
 		UnreadRanges: show.Ranges(d.Unread), Damaged: damaged(d), Seconds: d.Seconds,

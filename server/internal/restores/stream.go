@@ -37,6 +37,16 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
 	}
+	lease, err := s.Lease(ctx, p.ID, "a restore")
+	if err != nil {
+		return nil, s.Refuse(ctx, e, err)
+	}
+	reading := false
+	defer func() {
+		if !reading {
+			lease.Release()
+		}
+	}()
 	// Others are looked for while the disk is read, by whoever meets damage.
 	var mu sync.Mutex
 	var notes []string
@@ -53,7 +63,9 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 	if err != nil {
 		return nil, s.Refuse(ctx, e, err)
 	}
+	reading = true
 	return &huma.StreamResponse{Body: func(h huma.Context) {
+		defer lease.Release()
 		begun := false
 		out := api.StreamOutcome{Exit: frame.ExitOfState(v.State)}
 		d, err := frame.Audited(ctx, s.Frame, e, func() (restore.Disk, error) {
@@ -92,7 +104,7 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 		} else {
 			out.Restore = &api.RestoreResult{
 				Point: p.ID, State: v.State, Keys: keys(show.Preflight(v, []api.RestoreTarget{{RestorePart: api.RestorePart{Disk: w.disk}}}), v, []wanted{w}),
-				Disks: []api.RestoredDisk{restored(d)},
+				Disks: []api.RestoredDisk{restored(d, r.RestorePart)},
 			}
 			if len(d.Unread) > 0 {
 				out.Exit = api.ExitDamaged

@@ -195,6 +195,11 @@ func (s routes) header(ctx context.Context, req *headerPath, warn func(format st
 	if err != nil {
 		return nil, err
 	}
+	lease, err := s.Lease(ctx, p.ID, "a header export")
+	if err != nil {
+		return nil, err
+	}
+	defer lease.Release()
 	near, rest, err := s.Nearest(ctx, p, req.Repository, warn)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+
+	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/export"
+	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/server"
+)
+
+// leasedPoint is open for reading, and nothing prunes it meanwhile.
+type leasedPoint struct {
+	*export.Point
+	release func()
+}
+
+func (p *leasedPoint) Close() error {
+	defer p.release()
+	return p.Point.Close()
+}
+
+// openPoint opens the disks of a recovery point for as long as the process
+// lives, in the nearest repository that has it or in the one that is named.
+// what says for people who reads it.
+func (e *engine) openPoint(ctx context.Context, p catalog.Point, in, what string, note func(format string, args ...any)) (*leasedPoint, error) {
+	release, err := server.Lease(ctx, job.NewLocks(e.dir.locks()), p.ID, what)
+	if err != nil {
+		return nil, err
+	}
+	repo, m, err := server.FindNearest(ctx, places{e}, p, in, note)
+	var point *export.Point
+	if err == nil {
+		point, err = export.Open(context.WithoutCancel(ctx), repo, m)
+	}
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return &leasedPoint{point, release}, nil
+}
