@@ -22,8 +22,8 @@ type ScrubResult struct {
 	ReadBytes   int64      `json:"read_bytes"`
 	LeftObjects int64      `json:"left_objects" doc:"due, and not read"`
 	LeftBytes   int64      `json:"left_bytes"`
-	Oldest      *time.Time `json:"oldest,omitempty" doc:"since when something has not been read now; none = nobody knows since when"`
-	Never       bool       `json:"never" doc:"the oldest was never read"`
+	Oldest      *time.Time `json:"oldest,omitempty" doc:"since when something has not been read now; damaged data that was read now counts as read; none = nobody knows since when"`
+	Never       bool       `json:"never" doc:"the oldest was never read; it is known to be there since then"`
 	Damage      []Damage   `json:"damage"`
 }
 

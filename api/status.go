@@ -5,7 +5,8 @@ import "time"
 // Status is the picture of everything, the worst first.
 type Status struct {
 	Machines []MachineStatus `json:"machines"`
-	Warnings []string        `json:"warnings,omitempty" doc:"what is not about one machine"`
+	Warnings []string        `json:"warnings,omitempty" doc:"what is not about one machine, and damage"`
+	Damaged  []string        `json:"damaged,omitempty" doc:"names of repositories in which damage was found, and not found whole since"`
 }
 
 // MachineStatus is one machine: its recovery points × secret versions.

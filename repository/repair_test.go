@@ -1,6 +1,7 @@
 package repository_test
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/repository/copies"
+	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/store/faultstore"
 	"github.com/lockstep-backup/lockstep/verify"
 )
@@ -104,7 +106,11 @@ func TestRepairIsKilled(t *testing.T) {
 	p.copy(t, p.options())
 	var keys []string
 	for _, prefix := range []string{"seg/", "map/", "points/", "headers-a/", "keys/", "machines/", "side/"} {
-		key := allKeys(t, p.mem, prefix)[0]
+		all := allKeys(t, p.mem, prefix)
+		if strings.HasSuffix(all[0], "/"+p.gone.ID) { // the manifest of what is deleted is whole nowhere else
+			all = all[1:]
+		}
+		key := all[0]
 		raw := get(t, p.mem, key)
 		replace(t, p.mem, key, flip(raw, len(raw)/2))
 		keys = append(keys, key)
@@ -173,5 +179,66 @@ func TestRepairNeedsSomebodyWhole(t *testing.T) {
 		}
 		replace(t, p.mem, key, raw)
 		replace(t, p.dstMem, key, raw)
+	}
+}
+
+// TestRepairLeavesReplacedSegmentsAlone: a segment that reclaim rewrote is
+// gone and not damaged; where its replica is gone too, it is brought back.
+func TestRepairLeavesReplacedSegmentsAlone(t *testing.T) {
+	p := newPair(t, repository.SealingAESGCM)
+	d := &memDisk{p: noise(1, 64*65536)}
+	first, _, err := backup(p.repo, p.machine.ID, d, repository.BeginOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.destination(t, repository.SealingAESGCM)
+	d = &memDisk{p: bytes.Clone(d.p)}
+	copy(d.p, noise(2, 48*65536))
+	last, _, err := backup(p.repo, p.machine.ID, d, repository.BeginOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.copy(t, p.options())
+	points, err := p.repo.Points(t.Context(), p.machine.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range points {
+		if x.ID != last.ID {
+			if err := p.repo.Delete(t.Context(), p.machine.ID, x.ID, "test"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := p.repo.Reclaim(t.Context(), p.machine.ID, repository.ReclaimOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var originals, replicas []string
+	for _, key := range append(allKeys(t, p.mem, "seg/"), allKeys(t, p.mem, "map/")...) {
+		if original, _, isReplica, _ := format.Original(key); isReplica {
+			originals, replicas = append(originals, original), append(replicas, key)
+		}
+	}
+	if !slices.ContainsFunc(originals, func(key string) bool { return strings.HasPrefix(key, "seg/") }) {
+		t.Fatalf("no segment was rewritten after %s: %v", first.ID, replicas)
+	}
+	before := allKeys(t, p.mem, "")
+	others := []*repository.Repository{p.dst.repo}
+	res, err := copies.Repair(t.Context(), p.repo, others, originals, copies.RepairOptions{})
+	if err != nil || len(res.Repaired)+len(res.Failed) != 0 || !slices.Equal(before, allKeys(t, p.mem, "")) {
+		t.Fatalf("what is whole: %+v, %v", res, err)
+	}
+	for _, key := range replicas {
+		if err := p.mem.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := p.open(t) // that remembers nothing
+	defer r.Close()
+	if res, err = copies.Repair(t.Context(), r, others, originals, copies.RepairOptions{}); err != nil || len(res.Repaired) != len(originals) {
+		t.Fatalf("what is gone: %+v, %v", res, err)
+	}
+	if left := damaged(t, r); len(left) != 0 {
+		t.Errorf("damaged after the repair: %v", left)
 	}
 }

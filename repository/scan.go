@@ -32,9 +32,10 @@ type ScanOptions struct {
 	// nil: all is. Of other units only the map is read, and Data and Zero are not
 	// called. The content root is compared all the same.
 	Pick func(off int64, segments []string) bool
-	// Stored is asked about the segments of units whose content is not read; its
-	// error is damage of the blocks in that segment. Pick needs it.
-	Stored func(key string) error
+	// Stored is asked about the extents of units whose content is not read, by
+	// the keys of their segments; its error is damage of the block that needs it.
+	// Pick needs it.
+	Stored func(key string, e format.Extent) error
 	// Progress is called with the bytes done so far.
 	Progress func(done, total int64)
 	// Only limits the scan to the units that hold bytes of this range, where it
@@ -387,20 +388,18 @@ func segmentsOf(l *format.Leaf) (names []format.Name) {
 	return names
 }
 
-// passed looks after the segments of a unit whose content is not read.
+// passed looks after the extents of a unit whose content is not read.
 func (s *scan) passed(l *format.Leaf, names []format.Name, keys []string, bad func(err error, block int) error) error {
-	for i, name := range names {
-		err := s.o.Stored(keys[i])
-		if err == nil {
-			continue
-		}
-		for b := range l {
-			if !slices.ContainsFunc(l[b].Extents, func(e format.Extent) bool { return e.Segment == name }) {
+	for b := range l {
+		for _, e := range l[b].Extents {
+			err := s.o.Stored(keys[slices.Index(names, e.Segment)], e)
+			if err == nil {
 				continue
 			}
 			if err := bad(err, b); err != nil {
 				return err
 			}
+			break // the block is damaged, whatever else is
 		}
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/repository/format"
 )
 
 // Seed chooses a sample.
@@ -42,7 +43,7 @@ func (s Seed) String() string { return hex.EncodeToString(s[:]) }
 // scan reads a disk as far as the depth says.
 func (v *verifier) scan(ctx context.Context, p repository.Point, d repository.Disk, reader *repository.DiskReader, o repository.ScanOptions) error {
 	if v.req.pick != nil {
-		o.Pick, o.Stored = v.req.pick, func(string) error { return nil }
+		o.Pick, o.Stored = v.req.pick, func(string, format.Extent) error { return nil }
 	}
 	if v.req.Depth == Data || v.req.pick != nil {
 		_, err := reader.Scan(ctx, o)
@@ -70,34 +71,51 @@ func (v *verifier) scan(ctx context.Context, p repository.Point, d repository.Di
 		}
 		return false
 	}
-	o.Stored = func(key string) error { return v.segment(ctx, key) }
+	o.Stored = func(key string, e format.Extent) error { return v.segment(ctx, key, e) }
 	if _, err := reader.Scan(ctx, o); err != nil || v.req.Depth == Structure {
 		return err
 	}
 	slices.Sort(units)
 	chosen := choose(units, v.req.Share, v.req.Seed, p.Machine+"/"+p.ID+"/"+d.ID)
 	o.Pick = func(off int64, _ []string) bool { return chosen[off] }
-	o.Stored = func(string) error { return nil } // looked at above
+	o.Stored = func(string, format.Extent) error { return nil } // looked at above
 	_, err := reader.Scan(ctx, o)
 	return err
 }
 
-// segment checks a segment once, in the store and not in memory.
-func (v *verifier) segment(ctx context.Context, key string) error {
+// segment is what was found out about a segment, in the store and not in memory.
+type segment struct {
+	*repository.Segment
+	err    error
+	looked int // how often
+}
+
+// segment checks that an extent is stored; each segment is looked at once, and
+// once more where an extent is missing: a replica may have come since.
+func (v *verifier) segment(ctx context.Context, key string, e format.Extent) error {
 	v.mu.Lock()
-	err, known := v.segments[key]
+	s, known := v.segments[key]
 	v.mu.Unlock()
-	if known {
-		return err
+	for {
+		if !known {
+			s.Segment, s.err = v.req.Repository.CheckSegment(ctx, key)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			s.looked++
+			v.mu.Lock()
+			v.segments[key] = s
+			v.mu.Unlock()
+		}
+		err := s.err
+		if err == nil {
+			err = s.Has(e)
+		}
+		if err == nil || s.looked > 1 || !errors.Is(err, repository.ErrNotFound) {
+			return err
+		}
+		known = false
 	}
-	err = v.req.Repository.CheckObject(ctx, key)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.segments[key] = err
-	return err
 }
 
 // choose draws a share of units, at least one where there is one: each set of

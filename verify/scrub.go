@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/store"
 )
 
@@ -35,9 +36,11 @@ type ScrubResult struct {
 	LeftBytes int64
 	// Oldest is since when something was not read, now; zero: what was there
 	// before anybody took note was never read, or there is nothing at all.
+	// What is damaged and was read in this run counts as read.
 	Oldest time.Time
-	Never  bool // the oldest was never read
+	Never  bool // the oldest was never read: it was seen first at Oldest, where that is known
 	Damage []Damage
+	Sound  map[string]bool // the objects that were read and are sound
 }
 
 // Scrub reads objects whole, compares their checksums and what shows that they
@@ -46,9 +49,10 @@ type ScrubResult struct {
 // also where the error is not nil; damaged objects are not, and so come first
 // again the next time.
 func Scrub(ctx context.Context, req ScrubRequest) (res ScrubResult, err error) {
-	s := &scrub{ScrubRequest: req, v: &verifier{req: Request{Repository: req.Repository}, segments: map[string]error{}}}
+	s := &scrub{ScrubRequest: req, v: &verifier{req: Request{Repository: req.Repository}, segments: map[string]segment{}}}
+	s.res.Sound = map[string]bool{}
 	err = s.run(store.Uncached(ctx))
-	s.res.Damage = s.v.res.Damage
+	s.res.Damage = joined(s.v.res.Damage)
 	if err != nil {
 		err = fmt.Errorf("scrub: %w", err)
 	}
@@ -63,6 +67,8 @@ type scrub struct {
 	res  ScrubResult
 	done []catalog.Reading // not yet recorded
 	bad  []string          // damaged objects
+
+	started time.Time
 }
 
 // object is one that is due.
@@ -73,6 +79,7 @@ type object struct {
 
 func (s *scrub) run(ctx context.Context) error {
 	start := s.Now()
+	s.started = start
 	due, err := s.due(ctx, start)
 	if err != nil {
 		return err
@@ -84,12 +91,36 @@ func (s *scrub) run(ctx context.Context) error {
 	if err == nil {
 		err = s.locate(ctx)
 	}
-	oldest, oerr := s.Readings.Oldest(keep, s.Repository.ID())
-	if !errors.Is(oerr, catalog.ErrNotFound) {
-		err = errors.Join(err, oerr)
+	return errors.Join(err, s.oldest(keep))
+}
+
+// oldest says what was not read for the longest. What was found damaged was
+// read just now, although it stays first in the row.
+func (s *scrub) oldest(ctx context.Context) error {
+	if len(s.bad) == 0 {
+		oldest, err := s.Readings.Oldest(ctx, s.Repository.ID())
+		if errors.Is(err, catalog.ErrNotFound) {
+			return nil
+		}
+		s.res.Oldest, s.res.Never = oldest.Since, oldest.Never
+		return err
 	}
-	s.res.Oldest, s.res.Never = oldest.Since, oldest.Never
-	return err
+	all, err := s.Readings.List(ctx, s.Repository.ID())
+	if err != nil {
+		return err
+	}
+	bad := make(map[string]bool, len(s.bad))
+	for _, key := range s.bad {
+		bad[key] = true
+	}
+	s.res.Oldest = s.started
+	for _, r := range all {
+		if !bad[r.Key] {
+			s.res.Oldest, s.res.Never = r.Since, r.Never
+			break
+		}
+	}
+	return nil
 }
 
 // due compares what is stored with what is known of it, and gives what is to be
@@ -221,6 +252,7 @@ func (s *scrub) object(ctx context.Context, o object) error {
 	}
 	s.mu.Lock()
 	s.done = append(s.done, catalog.Reading{Key: o.key, Since: s.Now()})
+	s.res.Sound[o.key] = true
 	s.mu.Unlock()
 	return nil
 }
@@ -260,7 +292,9 @@ func (s *scrub) locate(ctx context.Context) error {
 		if !strings.HasPrefix(key, "seg/") && !strings.HasPrefix(key, "map/") {
 			continue
 		}
-		bad[key] = true
+		if original, _, _, ok := format.Original(key); ok {
+			bad[original] = true // maps know nothing of replicas
+		}
 		if m := machineOf(key); !slices.Contains(machines, m) {
 			machines = append(machines, m)
 		}
@@ -289,12 +323,15 @@ func (s *scrub) locate(ctx context.Context) error {
 	// Where ranges are named, the object alone says nothing more.
 	ranged := map[string]bool{}
 	for _, d := range s.v.res.Damage[first:] {
-		ranged[d.Object] = ranged[d.Object] || d.Range != nil
+		if original, _, _, ok := format.Original(d.Object); ok && d.Range != nil {
+			ranged[original] = true
+		}
 	}
 	i := 0
 	s.v.res.Damage = slices.DeleteFunc(s.v.res.Damage, func(d Damage) bool {
 		i++
-		return i <= first && d.Range == nil && ranged[d.Object]
+		original, _, _, _ := format.Original(d.Object)
+		return i <= first && d.Range == nil && ranged[original]
 	})
 	return nil
 }

@@ -95,7 +95,7 @@ var ErrTooMuch = errors.New("more damage than can be listed")
 // in the result, which is filled as far as it went in either case.
 func Run(ctx context.Context, req Request) (Result, error) {
 	ctx = store.Uncached(ctx) // what a cache has says nothing of the store
-	v := &verifier{req: req, segments: map[string]error{}}
+	v := &verifier{req: req, segments: map[string]segment{}}
 	started := time.Time{}
 	if req.Now != nil {
 		started = req.Now()
@@ -111,6 +111,7 @@ func Run(ctx context.Context, req Request) (Result, error) {
 	if err == nil && req.All && req.Depth == Data && req.Readings != nil {
 		err = v.read(ctx, started)
 	}
+	v.res.Damage = joined(v.res.Damage)
 	if err != nil {
 		err = fmt.Errorf("verify: %w", err)
 	}
@@ -139,7 +140,7 @@ type verifier struct {
 
 	mu       sync.Mutex
 	res      Result
-	segments map[string]error // what was found out about segments whose content is not read
+	segments map[string]segment // whose content is not read, by the original's key
 }
 
 func (v *verifier) progress(phase string, done, total int64) {
@@ -305,8 +306,10 @@ func (v *verifier) all(ctx context.Context) error {
 		v.progress("objects", v.res.Objects, 0)
 		v.keys = append(v.keys, i.Key)
 		err := r.CheckObject(ctx, i.Key)
-		if v.req.Depth != Data && strings.HasPrefix(i.Key, "seg/") {
-			v.segments[i.Key] = err
+		if large := strings.HasPrefix(i.Key, "seg/") || strings.HasPrefix(i.Key, "map/"); large && errors.Is(err, repository.ErrNotFound) {
+			if _, serr := r.Store().Stat(ctx, i.Key); errors.Is(serr, store.ErrNotExist) {
+				return nil // gone since it was listed; whether anybody misses it, the maps say
+			}
 		}
 		return v.found(err)
 	})

@@ -182,6 +182,17 @@ func TestDamageIsRepairedFromTheCopy(t *testing.T) {
 	if v := asked[api.VerifyResult](w, 6, "", "verify"); len(v.Damage) == 0 || v.Damage[0].From != "offsite" {
 		t.Fatalf("%+v", v)
 	}
+	known := asked[api.Status](w, 6, "", "status")
+	if !slices.Equal(known.Damaged, []string{"main"}) || !slices.ContainsFunc(known.Warnings, func(s string) bool {
+		return strings.Contains(s, "repository main is DAMAGED") && strings.Contains(s, "web01")
+	}) {
+		t.Errorf("after damage was found, status says %+v", known)
+	}
+	w.want(6, "", "status", "web01")
+	scrubbed := asked[api.ScrubResult](w, 6, "", "scrub")
+	if scrubbed.Never || scrubbed.Oldest == nil || len(scrubbed.Damage) == 0 {
+		t.Errorf("all was read just now: %+v", scrubbed)
+	}
 	dry := asked[api.RepairResult](w, 0, "", "repository", "repair", "--dry-run")
 	if len(dry.Repaired) == 0 || len(dry.Failed) != 0 || dry.Repaired[0].From != "offsite" {
 		t.Fatalf("%+v", dry)
@@ -189,6 +200,9 @@ func TestDamageIsRepairedFromTheCopy(t *testing.T) {
 	done := asked[api.RepairResult](w, 0, "", "repository", "repair")
 	if len(done.Repaired) < len(dry.Repaired) || done.Left != 0 {
 		t.Fatalf("%+v", done)
+	}
+	if now := asked[api.Status](w, 0, "", "status"); len(now.Damaged) != 0 {
+		t.Errorf("after the repair, status says %+v", now)
 	}
 	w.ok("", "verify")
 	w.ok("", "restore", p.ID, "--disk", "vda="+w.path("again.img"))

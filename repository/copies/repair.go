@@ -54,7 +54,7 @@ type RepairOptions struct {
 // docs/spec/repository.md, section 15. What is whole stays as it is. Killed, it
 // goes on when it is run again. Look at what was damaged again afterwards.
 func Repair(ctx context.Context, r *repository.Repository, others []*repository.Repository, keys []string, o RepairOptions) (RepairResult, error) {
-	x := &repairing{r: r, in: r.Inside(), others: others, o: o}
+	x := &repairing{r: r, in: r.Inside(), others: others, o: o, keys: keys, short: map[string]map[string]bool{}}
 	if x.in.Writer == nil && !o.DryRun {
 		return x.res, x.in.ReadOnly("repair")
 	}
@@ -95,6 +95,8 @@ type repairing struct {
 	others []*repository.Repository
 	o      RepairOptions
 	res    RepairResult
+	keys   []string
+	short  map[string]map[string]bool // see lacking
 }
 
 // errWhole says that there is nothing to repair.
@@ -284,6 +286,15 @@ func (x *repairing) large(ctx context.Context, m *machinekey.Keys, key string) (
 	}
 	if !errors.Is(err, repository.ErrDamaged) && !errors.Is(err, repository.ErrNotFound) {
 		return Repaired{}, err
+	}
+	if errors.Is(err, repository.ErrNotFound) {
+		whole, err := x.replaced(ctx, m, key)
+		if err != nil {
+			return Repaired{}, err
+		}
+		if whole {
+			return Repaired{}, errWhole
+		}
 	}
 	var tried []error
 	for _, o := range x.others {

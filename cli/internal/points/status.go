@@ -22,9 +22,10 @@ func (a group) statusCommand() *cobra.Command {
 cell says whether that version opens that recovery point: opens (proven), claims
 (it opened the same header in another one), – (it does not), or untried. A
 machine shows the worst of its recovery points, and with one that is not proven
-the exit status is 3.`,
+the exit status is 3. Damage that was found, and not found whole since, is a
+warning, and the exit status is 6.`,
 		Example: "lockstep status web01",
-		Exits:   []int{api.ExitNotProven},
+		Exits:   []int{api.ExitNotProven, api.ExitDamaged},
 		Args:    cobra.MaximumNArgs(1),
 		Run: func(ctx context.Context, _ *cobra.Command, args []string) error {
 			return a.WithClient(ctx, func(c *api.Client) error {
@@ -38,6 +39,9 @@ the exit status is 3.`,
 				}
 				a.Emit(s, func(w io.Writer) { a.printStatus(w, s) })
 				a.WarnAll(s.Warnings)
+				if len(s.Damaged) > 0 {
+					a.Note(api.ExitDamaged)
+				}
 				for _, m := range s.Machines {
 					a.NotePoint(m.State)
 					for _, p := range m.Points {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -69,8 +70,12 @@ what is missing.`,
 				if !keepGoing {
 					return usagef("--damage-list is for --keep-going")
 				}
-				if _, err := os.Lstat(list); err == nil {
-					return &os.PathError{Op: "create", Path: list, Err: os.ErrExist}
+				if err := checkNew(list); err != nil {
+					own := &statusError{fmt.Errorf("restore: nothing is written: the damage list cannot be made: %w", err), api.ExitFailed, "--damage-list names a new file, in a folder that is there and that you may write to"}
+					if errors.Is(err, fs.ErrExist) {
+						own.status = api.ExitTarget
+					}
+					return own
 				}
 			}
 			return a.withPoint(ctx, args[0], func(r *rescue.Rescue, p *rescue.Point) error {
@@ -200,6 +205,15 @@ type damagedDisk struct {
 	Damaged []api.DamagedRange `json:"damaged_ranges"`
 }
 
+// checkNew tells whether a new file could be made, and leaves none.
+func checkNew(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(path))
+}
+
 // writeDamage makes a new file, for its owner alone.
 func writeDamage(path string, doc restoreDoc) error {
 	list := damageList{Point: doc.Point, Disks: []damagedDisk{}}
@@ -265,7 +279,7 @@ func (a *app) verify(ctx context.Context, r *rescue.Rescue) error {
 	}
 	doc := verifyDoc{Points: res.Points, Objects: res.Objects, Read: res.Read, Damage: []damageDoc{}}
 	for _, d := range res.Damage {
-		dd := damageDoc{Object: d.Object, Disk: d.Disk, Points: d.Points, Error: d.Err.Error()}
+		dd := damageDoc{Object: d.Object, Disk: d.Disk, Points: d.Points, Error: d.Why()}
 		if d.Range != nil {
 			dd.Offset, dd.Length = &d.Range.Offset, &d.Range.Length
 		}

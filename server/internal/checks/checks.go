@@ -165,6 +165,16 @@ func (s routes) verifyOne(ctx context.Context, place frame.Place, points []catal
 		return nil // it has none of them
 	}
 	found, err := verify.Run(ctx, req)
+	by := frame.FoundByReading
+	if req.Depth == verify.Structure {
+		by = frame.FoundByStructure
+	}
+	s.NoteDamage(ctx, place, by, noted(found.Damage), func(d frame.KnownDamage) bool {
+		if err != nil || req.Depth != verify.Data && d.By != frame.FoundByStructure {
+			return false // it was not looked for
+		}
+		return req.All || d.Only(req.Points)
+	})
 	damage := s.damage(ctx, place, found.Damage)
 	if len(damage) > 0 {
 		s.repairable(ctx, place, repo, damage, p)

@@ -63,10 +63,21 @@ func (s routes) scrub(ctx context.Context, c *catalog.Catalog, place frame.Place
 		res.Oldest = &at
 	}
 	out := frame.Result{JobResult: api.JobResult{Scrub: res}}
+	s.NoteDamage(ctx, place, frame.FoundByScrub, noted(found.Damage), func(d frame.KnownDamage) bool {
+		return d.By != frame.FoundByReading && found.Sound[d.Object]
+	})
 	if len(res.Damage) > 0 {
 		out.Exit, out.Found = api.ExitDamaged, true
 	}
 	return out, err
+}
+
+// noted is what is remembered of damage.
+func noted(found []verify.Damage) (out []frame.KnownDamage) {
+	for _, d := range found {
+		out = append(out, frame.KnownDamage{Object: d.Object, Machine: d.Machine, Points: d.Points})
+	}
+	return out
 }
 
 // damage shows what a verification found.
@@ -78,8 +89,8 @@ func (s routes) damage(ctx context.Context, place frame.Place, found []verify.Da
 		if d.Range != nil {
 			v.Range = &api.Range{Offset: d.Range.Offset, Length: d.Range.Length}
 		}
-		if d.Err != nil {
-			v.Error = show.OneLine(d.Err.Error())
+		if why := d.Why(); why != "" {
+			v.Error = show.OneLine(why)
 		}
 		out = append(out, v)
 	}

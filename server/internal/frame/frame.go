@@ -6,6 +6,7 @@ package frame
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -76,6 +77,8 @@ type Frame struct {
 	Deps
 	API  huma.API
 	Jobs *job.Runner
+
+	damage sync.Mutex // what is remembered of it
 }
 
 // New makes a frame whose API answers on mux.

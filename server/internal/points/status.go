@@ -36,10 +36,19 @@ func (s routes) getStatus(ctx context.Context, req *frame.OfMachine) (*frame.Out
 			r.Body.Machines = append(r.Body.Machines, st)
 		}
 	}
+	of := ""
+	if req.Machine != "" && len(machines) > 0 {
+		of = machines[0].ID
+	}
+	if r.Body.Damaged, r.Body.Warnings, err = s.Damaged(ctx, c, of); err != nil {
+		return nil, err
+	}
 	if req.Machine == "" {
-		if r.Body.Warnings, err = checks.Overdue(ctx, c, s.Repositories.List(), s.Now()); err != nil {
+		overdue, err := checks.Overdue(ctx, c, s.Repositories.List(), s.Now())
+		if err != nil {
 			return nil, err
 		}
+		r.Body.Warnings = append(r.Body.Warnings, overdue...)
 	}
 	slices.SortStableFunc(r.Body.Machines, func(a, b api.MachineStatus) int { return worseFirst(a.State, b.State) })
 	return r, nil

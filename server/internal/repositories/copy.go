@@ -285,6 +285,7 @@ func (s routes) repair(ctx context.Context, place frame.Place, from string, r ap
 			return out, err
 		}
 	}
+	everything := len(r.Objects) == 0 // was read
 	names := map[string]string{"": place.Name}
 	var others []*repository.Repository
 	for _, o := range s.Repositories.List() {
@@ -316,11 +317,14 @@ func (s routes) repair(ctx context.Context, place frame.Place, from string, r ap
 			if err != nil {
 				return out, err
 			}
+			s.noteRepair(ctx, place, keys, res, everything, r.DryRun)
 			break
 		}
 		if keys, err = s.damaged(ctx, repo, p); err != nil {
 			return out, err
 		}
+		everything = true
+		s.noteRepair(ctx, place, keys, res, everything, false)
 		if res.Left = len(keys); len(keys) == 0 {
 			break
 		}
@@ -329,6 +333,30 @@ func (s routes) repair(ctx context.Context, place frame.Place, from string, r ap
 		out.Exit, out.Found = api.ExitDamaged, true
 	}
 	return out, nil
+}
+
+// noteRepair forgets damage that is no more: of what was looked at, either
+// the objects of keys or everything, what neither failed nor is damaged still.
+func (s routes) noteRepair(ctx context.Context, place frame.Place, keys []string, res *api.RepairResult, everything, dry bool) {
+	if dry {
+		return
+	}
+	repaired := func(key string) bool {
+		return slices.ContainsFunc(res.Repaired, func(x api.RepairedObject) bool { return x.Object == key })
+	}
+	failed := func(key string) bool {
+		return slices.ContainsFunc(res.Failed, func(x api.FailedRepair) bool { return x.Object == key })
+	}
+	s.NoteDamage(ctx, place, frame.FoundByReading, nil, func(d frame.KnownDamage) bool {
+		switch named := slices.Contains(keys, d.Object); {
+		case failed(d.Object):
+			return false
+		case named:
+			return !everything // it was looked at, and is whole; else it is damaged still
+		}
+		// What of everything is content, the maps say; what else is gone, they do not.
+		return repaired(d.Object) || everything && (strings.HasPrefix(d.Object, "seg/") || strings.HasPrefix(d.Object, "map/"))
+	})
 }
 
 // damaged are the keys of objects that a verification of everything names.
