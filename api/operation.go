@@ -62,6 +62,7 @@ type PointKey struct {
 // RestoredDisk is one written disk, or a part of one.
 type RestoredDisk struct {
 	ID           string  `json:"id"`
+	Name         string  `json:"name,omitempty" doc:"partition or volume as the request named it, where it is not a whole disk"`
 	Part         *Range  `json:"part,omitempty" doc:"range of the disk, where it is not all of it"`
 	BeyondBytes  int64   `json:"beyond_bytes,omitempty" doc:"bytes that the target has behind the disk, and that are as they were"`
 	Target       string  `json:"target"`

@@ -15,7 +15,7 @@ type Policy struct {
 	ProofAge  string          `json:"proof_age,omitempty" doc:"how old a proof may get, e.g. 90d"`
 	VerifyAge string          `json:"verify_age,omitempty" doc:"how long ago data may have been read back, e.g. 12w"`
 	Limits    []PolicyLimit   `json:"limits,omitempty"`
-	CopiesTo  []string        `json:"copies_to,omitempty" doc:"URLs of repositories"`
+	CopiesTo  []string        `json:"copies_to,omitempty" doc:"URLs of repositories; names are taken too"`
 }
 
 // PolicyRetention says what is kept; none of the first seven means everything.

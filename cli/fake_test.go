@@ -367,6 +367,8 @@ func (f *fake) points(mux *http.ServeMux) {
 		case "":
 		case "none":
 			s.Machines = nil
+		case "damaged":
+			s = api.Status{Damaged: []string{"r1"}, Warnings: []string{"repository r1 is DAMAGED (damaged objects: 1, of web01): 'lockstep verify' names it"}}
 		case "overdue":
 			s = api.Status{Warnings: []string{"data in repository r1 has not been read back since 2025-01-01: 'lockstep scrub' reads what is oldest first"}}
 		default:

@@ -274,7 +274,7 @@ func (d *decider) calendar(name string, n int, period func(time.Time) string) {
 }
 
 // short is enough of an id for people to find it.
-func short(id string) string { return id[:min(8, len(id))] }
+func short(id string) string { return id[:min(12, len(id))] }
 
 func (d *decider) within() {
 	if d.rules.Within == 0 {

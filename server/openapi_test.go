@@ -117,6 +117,33 @@ func TestOpenAPIIsInStepWithTheDocument(t *testing.T) {
 	}
 }
 
+// Every parameter of a path is declared, or its handler never gets it: a type
+// that is embedded and not exported declares none.
+func TestPathParametersAreFilled(t *testing.T) {
+	var doc struct {
+		Paths map[string]map[string]struct {
+			Parameters []struct{ Name, In string }
+		}
+	}
+	if err := json.Unmarshal(ask(empty(t), "GET", "/openapi.json", "").Body.Bytes(), &doc); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for path, methods := range doc.Paths {
+		for _, m := range regexp.MustCompile(`\{([^}]+)\}`).FindAllStringSubmatch(path, -1) {
+			for method, o := range methods {
+				n++
+				if !slices.ContainsFunc(o.Parameters, func(p struct{ Name, In string }) bool { return p.In == "path" && p.Name == m[1] }) {
+					t.Errorf("%s %s does not read {%s}", method, path, m[1])
+				}
+			}
+		}
+	}
+	if n < 20 {
+		t.Errorf("only %d parameters", n)
+	}
+}
+
 // TestProblemsRepeatNoSecret sends secrets in requests that are wrong.
 func TestProblemsRepeatNoSecret(t *testing.T) {
 	const secret, encoded = "hunter2-hunter2", "aHVudGVyMi1odW50ZXIy"

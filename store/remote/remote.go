@@ -132,6 +132,13 @@ func Temporary(err error) bool {
 	return errors.Is(err, net.ErrClosed)
 }
 
+// Unreachable tells whether nothing answers where a service was to be.
+func Unreachable(err error) bool {
+	var dns *net.DNSError
+	return errors.As(err, &dns) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) ||
+		errors.Is(err, syscall.ENETUNREACH)
+}
+
 // TemporaryStatus tells whether an HTTP status says "try again".
 func TemporaryStatus(code int) bool {
 	switch code {

@@ -43,6 +43,9 @@ func response(err error) (minio.ErrorResponse, bool) {
 func describe(err error) error {
 	r, ok := response(err)
 	if !ok {
+		if remote.Unreachable(err) {
+			return remote.WithHint(err, "nothing answers there: check endpoint=… in the repository's URL, that the service runs, and that no firewall is between")
+		}
 		return err
 	}
 	typed := func(as error) error { return fmt.Errorf("%w: %w", as, err) }
@@ -58,7 +61,7 @@ func describe(err error) error {
 	case "RequestTimeTooSkewed":
 		return remote.WithHint(typed(store.ErrDenied), "this machine's clock is wrong: the service refuses signatures made minutes away from its own time")
 	case "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed":
-		return remote.WithHint(typed(store.ErrDenied), "the service does not take the credentials: check the key, the secret, and the region; "+credentialsHint)
+		return remote.WithHint(typed(store.ErrDenied), "the credentials are not accepted: check the key, the secret, and the region; "+credentialsHint)
 	case "AccessDenied", "AllAccessDisabled", "AccountProblem":
 		return remote.WithHint(typed(store.ErrDenied), "the credentials lack a right: docs/stores.md lists the permissions that a repository needs")
 	case "KMS.NotFoundException", "KMS.DisabledException", "InvalidStorageClass":
@@ -77,6 +80,13 @@ func describe(err error) error {
 		return typed(store.ErrFull)
 	}
 	return err
+}
+
+// unaccepted tells whether the service does not take the credentials, or the
+// clock that signs with them.
+func unaccepted(err error) bool {
+	return isCode(err, "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired",
+		"AuthorizationHeaderMalformed", "RequestTimeTooSkewed")
 }
 
 func isCode(err error, codes ...string) bool {

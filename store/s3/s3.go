@@ -102,6 +102,9 @@ func open(ctx context.Context, location string, o Options) (*Store, error) {
 		if err == nil && !there {
 			err = minio.ErrorResponse{Code: "NoSuchBucket", StatusCode: http.StatusNotFound, Message: "bucket " + set.location.Bucket}
 		}
+		if isCode(err, minio.AccessDenied) {
+			err = s.whyDenied(ctx, err)
+		}
 		return err
 	})
 	if err != nil {
@@ -111,6 +114,18 @@ func open(ctx context.Context, location string, o Options) (*Store, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// whyDenied asks with a request whose answer says more: one to HEAD has no body,
+// so that a wrong key looks like a missing right.
+func (s *Store) whyDenied(ctx context.Context, denied error) error {
+	for o := range s.core.ListObjectsIter(ctx, s.set.location.Bucket, minio.ListObjectsOptions{Prefix: s.name(""), MaxKeys: 1}) {
+		if unaccepted(o.Err) {
+			return o.Err
+		}
+		break
+	}
+	return denied
 }
 
 // Create opens the store for a new repository. That the server honours

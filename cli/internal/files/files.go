@@ -87,6 +87,14 @@ func CreateNew(path string, fill func(io.Writer) error) (err error) {
 	return nil
 }
 
+// CheckNew tells whether CreateNew could make a file, and leaves none.
+func CheckNew(path string) error {
+	if err := CreateNew(path, func(io.Writer) error { return nil }); err != nil {
+		return err // what is there is somebody's
+	}
+	return os.Remove(path)
+}
+
 // Interruptible calls fn, which may block on input for ever, and gives up on it
 // when ctx ends; what fn reads later is wiped.
 func Interruptible(ctx context.Context, fn func() ([]byte, error)) ([]byte, error) {

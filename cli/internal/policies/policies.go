@@ -164,7 +164,7 @@ with times of day and rates in bytes a second, such as 08:00-18:00,read=200M.`,
 	f.StringVar(&p.ProofAge, "proof-age", "", "`DURATION` after which a proof is too old")
 	f.StringVar(&p.VerifyAge, "verify-age", "", "`DURATION` after which data is to be read back again")
 	f.StringArrayVar(&limits, "limit", nil, "`LIMIT` of rates by time of day; once for each, the first that fits counts")
-	f.StringArrayVar(&p.CopiesTo, "copy-to", nil, "`URL` of a repository for copies; once for each")
+	f.StringArrayVar(&p.CopiesTo, "copy-to", nil, "name or URL of a `REPOSITORY` for copies; once for each")
 	return cmd
 }
 

@@ -57,13 +57,15 @@ killed, the next run finishes what was begun.`,
 }
 
 func (a group) printPruned(w io.Writer, v api.PruneResult, r api.PruneRequest) {
-	for i, m := range v.Machines {
-		if a.Quiet && !v.DryRun {
+	said := false
+	for _, m := range v.Machines {
+		if a.Quiet && !v.DryRun && m.Deleted == 0 && len(m.Finished) == 0 {
 			continue
 		}
-		if i > 0 {
+		if said {
 			_, _ = fmt.Fprintln(w)
 		}
+		said = true
 		a.printMachine(w, m, v.DryRun, len(r.Repositories) > 0)
 	}
 	if len(v.Machines) == 0 {

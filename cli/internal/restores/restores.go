@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -72,8 +71,9 @@ what is missing.`,
 				return shell.UsageError(cmd, "restore: --damage-list is for --keep-going")
 			}
 			if list != "" {
-				if _, err := os.Lstat(list); err == nil {
-					return fmt.Errorf("restore: %w", &os.PathError{Op: "create", Path: list, Err: os.ErrExist})
+				if err := files.CheckNew(list); err != nil {
+					return shell.WithHint(fmt.Errorf("restore: nothing is written: the damage list cannot be made: %w", err),
+						"--damage-list names a new file, in a folder that is there and that you may write to")
 				}
 			}
 			return a.WithClient(ctx, func(c *api.Client) error {
@@ -243,8 +243,11 @@ func writeDamage(path string, r api.RestoreResult) error {
 
 // diskText names a disk, or the range of it that was written.
 func diskText(d api.RestoredDisk) string {
-	if d.Part == nil {
+	switch {
+	case d.Part == nil:
 		return d.ID
+	case d.Name != "":
+		return d.Name
 	}
 	return fmt.Sprintf("%s[%d+%d]", d.ID, d.Part.Offset, d.Part.Length)
 }

@@ -3,6 +3,7 @@ package barestore
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"net/http"
 
 	"github.com/lockstep-backup/lockstep/api"
@@ -22,6 +23,9 @@ func Check(ctx context.Context, o cli.StoreCheckOptions) (r cli.StoreCheckResult
 			wrong.Hint = hinted.Hint()
 		}
 		return r, wrong
+	}
+	if errors.Is(err, fs.ErrNotExist) && !stores.IsRemote(o.URL) {
+		return r, cli.WithHint(err, "make the folder first: what is checked is a folder that is there")
 	}
 	if err != nil {
 		return r, err

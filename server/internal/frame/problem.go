@@ -233,6 +233,12 @@ var rules = []rule{
 func ProblemOf(err error) *Problem {
 	var p *Problem
 	if errors.As(err, &p) {
+		var h interface{ Hint() string }
+		if p.Hint == "" && errors.As(err, &h) {
+			said := *p
+			said.Hint = h.Hint()
+			return &said
+		}
 		return p
 	}
 	p = NewProblem(http.StatusInternalServerError, api.ExitFailed, "")

@@ -91,7 +91,7 @@ func (s routes) inForce(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		err = fmt.Errorf("it is not held for case %q", m.Name)
 	}
 	if err != nil {
-		return frame.Hint(frame.Refused("unmark recovery point %s: %v", p.ID, err), "'lockstep point show' shows what is set")
+		return frame.Hint(frame.Refused("unmark recovery point %s: %v", p.ID, err), "'lockstep point show %s' shows what is set", p.ID[:min(12, len(p.ID))])
 	}
 	return nil
 }

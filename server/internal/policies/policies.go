@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
@@ -71,6 +73,9 @@ func (s routes) set(ctx context.Context, req *setPolicy) (*frame.Out[api.PolicyV
 		if body.Format == 0 {
 			body.Format = 1
 		}
+		if err := s.resolveCopies(&body); err != nil {
+			return nil, err
+		}
 		// The wire type and the policy have one JSON form: what the policy's own
 		// parser refuses is refused, with its words.
 		raw, err := json.Marshal(body)
@@ -80,6 +85,9 @@ func (s routes) set(ctx context.Context, req *setPolicy) (*frame.Out[api.PolicyV
 		p, err := policy.Parse(raw)
 		if err != nil {
 			return nil, fmt.Errorf("set policy: %w", err)
+		}
+		if err := s.checkNew(ctx, c, m.ID, p); err != nil {
+			return nil, err
 		}
 		doc, err := p.JSON()
 		if err != nil {
@@ -94,6 +102,55 @@ func (s routes) set(ctx context.Context, req *setPolicy) (*frame.Out[api.PolicyV
 		}
 		return s.view(ctx, c, m)
 	})
+}
+
+// resolveCopies turns names, ids and paths of repositories into the URLs that a
+// policy keeps. A URL that nobody knows is for checkNew: it may hold a password,
+// which the parser refuses without repeating it.
+func (s routes) resolveCopies(body *api.Policy) error {
+	for i, name := range body.CopiesTo {
+		place, err := s.Place(name)
+		switch {
+		case err == nil:
+			body.CopiesTo[i] = place.URL
+		case !strings.Contains(name, ":"):
+			return unknownCopy(name)
+		}
+	}
+	return nil
+}
+
+func unknownCopy(name string) error {
+	p := frame.Refused("set policy: copies to %s: this installation has no such repository", frame.Clip(name))
+	p.Hint = "'lockstep repository add' adds it first; 'lockstep repository list' shows those that are there"
+	return p
+}
+
+// checkNew refuses what a stored policy may have and a new one may not: refused
+// by the parser, it would make the stored ones unreadable. What the policy in
+// force has already may stay.
+func (s routes) checkNew(ctx context.Context, c *catalog.Catalog, machine string, p policy.Policy) error {
+	old, _, err := frame.PolicyOf(ctx, c, machine)
+	if err != nil {
+		old = policy.Policy{} // it is replaced because it cannot be read
+	}
+	for _, l := range p.Limits {
+		if l.From == l.To && !slices.Contains(old.Limits, l) {
+			return frame.Hint(frame.Usage("set policy: limit from %s to %s is no time at all", l.From, l.To),
+				"for the whole day take 00:00-12:00 and 12:00-00:00")
+		}
+	}
+	for _, u := range p.CopiesTo {
+		place, err := s.Place(u)
+		switch {
+		case slices.Contains(old.CopiesTo, u):
+		case err != nil:
+			return unknownCopy(u)
+		case place.Primary:
+			return frame.Hint(frame.Refused("set policy: copies to %s: backups write to it already", place.Name), "name another: 'lockstep repository list' shows them")
+		}
+	}
+	return nil
 }
 
 func (s routes) unset(ctx context.Context, req *frame.MachinePath) (*frame.Out[api.PolicyView], error) {

@@ -142,6 +142,7 @@ func restored(d restore.Disk, named api.RestorePart) api.RestoredDisk {
 		UnreadRanges: show.Ranges(d.Unread), Damaged: damaged(d), Seconds: d.Seconds,
 	}
 	if d.Part.Length > 0 {
+		out.Name = partName(named)
 		out.Part = &api.Range{Offset: d.Part.Offset, Length: d.Part.Length}
 	}
 	return out
