@@ -271,7 +271,9 @@ func TestBlockDevices(t *testing.T) {
 	if got, err := sumRange(h.path("target.img"), 0, 1<<40); err != nil || got != sumOf(noise(3, 20*mib)) {
 		t.Errorf("a refused restore wrote to the device (%v): %v", err, r)
 	}
-	h.do(0, "restore", "vm@latest", "--disk", "vda="+target, "--force")
+	// It is larger than the disk, too: both have to be said.
+	h.do(7, "restore", "vm@latest", "--disk", "vda="+target, "--force")
+	h.do(0, "restore", "vm@latest", "--disk", "vda="+target, "--force", "--larger")
 	tool(t, "", "sync")
 	got, err := sumRange(target, 0, 16*mib)
 	if err != nil || got != sum(t, file) {

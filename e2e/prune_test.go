@@ -192,7 +192,7 @@ func TestPruneStory(t *testing.T) {
 	}
 	for i, words := range map[int]string{
 		39: "newest; daily 1 of 7 (2026-10-30)", 3: "pinned by uid:0 (before the move)", 5: "tagged release=9", 7: "legal hold CASE-12 (asked for)",
-		6: "daily: 2026-10-22 is beyond 7; older than 12 hours", 19: "daily: 2026-10-25 is kept by " + ids[20][:8] + "; older than 12 hours", 38: "within 12 hours",
+		6: "daily: 2026-10-22 is beyond 7; older than 12 hours", 19: "daily: 2026-10-25 is kept by " + ids[20][:12] + "; older than 12 hours", 38: "within 12 hours",
 	} {
 		if !strings.Contains(why[ids[i]], words) {
 			t.Errorf("recovery point %d: %q, want %q", i, why[ids[i]], words)

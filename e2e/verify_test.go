@@ -199,6 +199,11 @@ func TestWhatVerifyingFinds(t *testing.T) {
 	if err := os.Rename(aside, gone); err != nil {
 		t.Fatal(err)
 	}
+	// What was found damaged is remembered until it was found whole.
+	if r := h.do(6, "status"); !strings.Contains(r.stderr, "DAMAGED") {
+		t.Errorf("status does not know of the damage: %v", r)
+	}
+	h.do(0, "verify")
 	// All of it was read just now: status has nothing to warn of.
 	h.do(0, "scrub", "--older-than", "1d", "--warn-after", "1w")
 	if r := h.do(3, "status"); strings.Contains(r.stderr, "read back") {
