@@ -20,21 +20,31 @@ var (
 	ErrLimit         = errors.New("header asks for too much") // more memory or time than Limits allows
 )
 
-// Volume types. A volume is an encrypted volume; TypePlain areas are not volumes.
+// Volume types. A volume is an encrypted volume; What is not encrypted is no volume.
 const (
 	TypeLUKS1     = "luks1"
 	TypeLUKS2     = "luks2"
 	TypeBitLocker = "bitlocker"
 	TypeFileVault = "filevault"
 	TypeAPFS      = "apfs"
+	TypeVeraCrypt = "veracrypt" // VeraCrypt or TrueCrypt: never seen, only declared
+	TypePlain     = "dm-crypt"  // dm-crypt without a header: never seen, only declared
 	TypeOpaque    = "opaque" // high entropy without a known header: may be VeraCrypt or plain dm-crypt
 )
 
 // Volume is an encrypted volume found on a disk. Its identity is (machine,
 // disk, ID); UUID is an attribute, for clones share it.
 type Volume struct {
-	ID    string     `json:"id"`    // its place: "disk" for the whole disk, "p1", "p2", … for partitions
+	// ID is its place: "disk" for the whole disk, "p1", "p2", … for partitions, and
+	// for logical volumes the device mapper's name: "vg-lv", hyphens in a name doubled.
+	ID    string     `json:"id"`
 	Range disk.Range `json:"range"` // bytes of the disk
+	// Extents are the volume's bytes on the disk, in the volume's order, where they
+	// are not just Range: a logical volume's. Range is then the least that has them all.
+	Extents []disk.Range `json:"extents,omitempty"`
+	// Declared are the parameters that the user declared where the type cannot be
+	// seen, "type" among them; nil where it was seen. No secrets.
+	Declared map[string]string `json:"declared,omitempty"`
 	Type  string     `json:"type"`
 	UUID  string     `json:"uuid,omitempty"`
 	Label string     `json:"label,omitempty"`
@@ -106,11 +116,13 @@ const (
 	KindKeyFile          Kind = "key-file"
 	KindRecoveryPassword Kind = "recovery-password"
 	KindStartupKey       Kind = "startup-key"
-	KindVolumeKey        Kind = "volume-key"
+	KindVolumeKey        Kind = "volume-key"        // of BitLocker: the FVEK
+	KindVolumeMasterKey  Kind = "volume-master-key" // of BitLocker: the VMK
+	KindVeraCrypt        Kind = "veracrypt"         // passphrase with PIM and key files
 )
 
 // Kinds lists all, in the order help texts show them.
-var Kinds = []Kind{KindPassphrase, KindKeyFile, KindRecoveryPassword, KindStartupKey, KindVolumeKey}
+var Kinds = []Kind{KindPassphrase, KindKeyFile, KindRecoveryPassword, KindStartupKey, KindVolumeKey, KindVolumeMasterKey, KindVeraCrypt}
 
 // Limits bounds what a header may ask of us.
 type Limits struct {
