@@ -37,6 +37,8 @@ const lattice = `
 	# engines and ports; a secret in a signature is an envelope.Secret
 	disk < blockstack;
 	blockstack, envelope < diskcrypt;
+	diskcrypt < unlock;
+	disk, blockstack < browse;
 	disk, nbd < source, target;
 	source, target, store < limit;
 	disk, envelope, store, repository/format < repository;
@@ -54,12 +56,14 @@ const lattice = `
 	source, diskcrypt, repository, custody, catalog, audit < prove;
 	prove, policy < backup;
 	backup < rebuild, importing;
-	repository, custody, diskcrypt, catalog, nbd < verify, drill, browse, export;
+	repository, custody, diskcrypt, catalog, nbd < verify, export;
+	unlock < export, rescue;
+	export, browse, unlock, audit < drill;
 	policy, repository, custody, catalog < prune;
 
 	# what people and scripts talk to
 	api, diskcrypt < agent;
-	limit, backup, importing, prove, rebuild, restore, verify, drill, browse, export, prune, job, api, audit, portal < server;
+	limit, backup, importing, prove, rebuild, restore, verify, drill, browse, export, prune, unlock, job, api, audit, portal < server;
 	api < portal, cli;
 `
 
