@@ -29,7 +29,7 @@ const (
 	TypeAPFS      = "apfs"
 	TypeVeraCrypt = "veracrypt" // VeraCrypt or TrueCrypt: never seen, only declared
 	TypePlain     = "dm-crypt"  // dm-crypt without a header: never seen, only declared
-	TypeOpaque    = "opaque" // high entropy without a known header: may be VeraCrypt or plain dm-crypt
+	TypeOpaque    = "opaque"    // high entropy without a known header: may be VeraCrypt or plain dm-crypt
 )
 
 // Volume is an encrypted volume found on a disk. Its identity is (machine,
@@ -45,9 +45,9 @@ type Volume struct {
 	// Declared are the parameters that the user declared where the type cannot be
 	// seen, "type" among them; nil where it was seen. No secrets.
 	Declared map[string]string `json:"declared,omitempty"`
-	Type  string     `json:"type"`
-	UUID  string     `json:"uuid,omitempty"`
-	Label string     `json:"label,omitempty"`
+	Type     string            `json:"type"`
+	UUID     string            `json:"uuid,omitempty"`
+	Label    string            `json:"label,omitempty"`
 
 	Cipher     string `json:"cipher,omitempty"` // as the header names it, e.g. aes-xts-plain64
 	KeyBits    int    `json:"key_bits,omitempty"`
