@@ -383,10 +383,12 @@ func FuzzStatements(f *testing.F) {
 	f.Add([]byte(`{"format":1,"reason":"x","time":"2026-01-02T03:04:05Z"}`))
 	m, _ := json.Marshal(goodMark())
 	f.Add(m)
+	d, _ := json.Marshal(goodDrill())
+	f.Add(d)
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		for _, typ := range []string{ProofType, KeyPackageType, HeaderPackageType, DeclarationType, MarkType} {
+		for _, typ := range []string{ProofType, KeyPackageType, HeaderPackageType, DeclarationType, MarkType, DrillType} {
 			k := prover
-			if typ == DeclarationType || typ == MarkType {
+			if typ == DeclarationType || typ == MarkType || typ == DrillType {
 				k = custodian
 			}
 			signed, err := envelope.Sign(typ, payload, k)
@@ -399,6 +401,9 @@ func FuzzStatements(f *testing.F) {
 			}
 			_, _ = VerifyDeclaration(signed, tr, repoID, machineID)
 			if m, err := VerifyMark(signed, tr, repoID, machineID); err == nil && m.Check() != nil {
+				t.Error("accepted what Check refuses")
+			}
+			if d, err := VerifyDrill(signed, tr, drillPoint()); err == nil && d.Check() != nil {
 				t.Error("accepted what Check refuses")
 			}
 			_, _ = OpenKeyPackage(signed, id, tr)

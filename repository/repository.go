@@ -149,6 +149,7 @@ const (
 	SidecarDeclaration   = "declaration"
 	SidecarCertificate   = "certificate"
 	SidecarTag           = "tag"
+	SidecarDrill         = "drill"
 )
 
 // MachineSidecars stands for the point id where a sidecar is about the machine as a whole.
