@@ -140,6 +140,8 @@ type Place struct {
 	Size     int64
 	Header   io.ReaderAt
 	HeadSize int64
+	// Declared is Volume.Declared: what nothing on the disk shows.
+	Declared map[string]string
 }
 
 // Format is one kind of encryption. Implementations hold no state.

@@ -49,6 +49,8 @@ type FindOptions struct {
 	Formats []Format
 	// Detached headers by the ID of the volume they belong to, e.g. WholeDisk.
 	Detached map[string]Header
+	// Declared is what the user declared of volumes that cannot be seen, by their ID.
+	Declared map[string]map[string]string
 }
 
 // maxAreas bounds the partitions that are looked into.
@@ -61,9 +63,10 @@ const maxAreas = 512
 func Find(ctx context.Context, r io.ReaderAt, size int64, opts FindOptions) (*Report, error) {
 	rep := &Report{Volumes: []Volume{}, Areas: []Area{}}
 	f := finder{report: rep, opts: opts, r: r}
-	if _, ok := opts.Detached[WholeDisk]; ok {
-		// The header outside says that this is ciphertext from the first byte
-		// on; whatever looks like a table in it is chance or a leftover.
+	defer f.missedDeclarations()
+	if _, ok := opts.Detached[WholeDisk]; ok || f.declaredWhole() {
+		// The header outside, or the user, says that this is ciphertext from the
+		// first byte on; whatever looks like a table in it is chance or a leftover.
 		if err := f.look(ctx, WholeDisk, disk.Range{Length: size}); err != nil {
 			return nil, fmt.Errorf("inspect disk: %w", err)
 		}
@@ -107,6 +110,8 @@ type finder struct {
 	opts   FindOptions
 	r      io.ReaderAt
 	used   []string // detached headers that found their volume
+
+	declaredSeen []string // declarations that found their place
 }
 
 // missedHeaders refuses a detached header that belongs to no area: its volume
@@ -172,6 +177,7 @@ func (f *finder) look(ctx context.Context, id string, rng disk.Range) error {
 	if err != nil {
 		return err
 	}
+	place.Declared = f.declared(id, signatures)
 	v, _, err := f.inspect(ctx, place)
 	if err != nil {
 		return err
@@ -179,7 +185,10 @@ func (f *finder) look(ctx context.Context, id string, rng disk.Range) error {
 	if isDetached && v == nil {
 		return fmt.Errorf("volume %s: the detached header is of no known format", id)
 	}
-	if !isDetached {
+	if place.Declared != nil && v == nil {
+		v = undeclarable(place)
+	}
+	if !isDetached && place.Declared == nil {
 		if v != nil && leftover(v, signatures) {
 			f.warn("%s: %s with the remains of a %s header (%s)", id, signatures[0], v.Type, v.UUID)
 			v = nil
@@ -216,7 +225,7 @@ func (f *finder) inspect(ctx context.Context, p Place) (v *Volume, sound bool, e
 	for _, format := range f.opts.Formats {
 		v, err := format.Inspect(ctx, p)
 		switch {
-		case errors.Is(err, ErrNotThisFormat):
+		case errors.Is(err, ErrNotThisFormat), p.Declared != nil && v != nil && v.Declared == nil:
 			continue
 		case errors.Is(err, ErrDamaged) && v != nil:
 			return v, false, nil // v says that it is damaged
