@@ -179,13 +179,13 @@ func (r *Rescue) headers(ctx context.Context, p *Point, v Volume) (out []headerS
 	}
 	add := func(from string, size int64, ranges []disk.Range, header io.ReaderAt) {
 		if v.Detached {
-			out = append(out, headerSource{from, diskcrypt.Place{Data: data, Size: v.Range.Length, Header: header, HeadSize: size}})
+			out = append(out, headerSource{from, diskcrypt.Place{Data: data, Size: v.Range.Length, Header: header, HeadSize: size, Declared: v.Declared}})
 			return
 		}
-		out = append(out, headerSource{from, diskcrypt.Place{Data: overlay{data, ranges, header}, Size: v.Range.Length}})
+		out = append(out, headerSource{from, diskcrypt.Place{Data: overlay{data, ranges, header}, Size: v.Range.Length, Declared: v.Declared}})
 	}
 	if !v.Detached {
-		out = append(out, headerSource{fromDisk, diskcrypt.Place{Data: data, Size: v.Range.Length}})
+		out = append(out, headerSource{fromDisk, diskcrypt.Place{Data: data, Size: v.Range.Length, Declared: v.Declared}})
 	}
 	if copyID != "" {
 		if h, err := r.repo.Header(ctx, p.Machine, copyID); err == nil {

@@ -97,7 +97,7 @@ func (a attempt) derived(ctx context.Context, kind diskcrypt.Kind, secret envelo
 	}
 	e := &entry{}
 	e.data.set(a.place.Data)
-	p := diskcrypt.Place{Data: &e.data, Size: a.place.Size}
+	p := diskcrypt.Place{Data: &e.data, Size: a.place.Size, Declared: a.place.Declared}
 	if a.place.Header != nil {
 		e.head.set(a.place.Header)
 		p.Header, p.HeadSize = &e.head, a.place.HeadSize

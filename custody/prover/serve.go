@@ -205,7 +205,7 @@ func (s *server) place(disk string, v diskcrypt.Volume, headerSize int64) (diskc
 	if r.Offset < 0 || r.Length <= 0 || r.Offset > 1<<62-r.Length || headerSize < 0 {
 		return diskcrypt.Place{}, fmt.Errorf("%w: volume at %d of %d bytes", custody.ErrProverProtocol, r.Offset, r.Length)
 	}
-	p := diskcrypt.Place{Data: stored{s: s, disk: disk, volume: v.ID, offset: r.Offset, length: r.Length}, Size: r.Length}
+	p := diskcrypt.Place{Data: stored{s: s, disk: disk, volume: v.ID, offset: r.Offset, length: r.Length}, Size: r.Length, Declared: v.Declared}
 	if v.Detached {
 		p.Header = stored{s: s, disk: disk, volume: v.ID, header: true, length: headerSize}
 		p.HeadSize = headerSize
