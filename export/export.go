@@ -1,6 +1,7 @@
 // Package export gives the disks of a recovery point to whoever wants to read
 // them at once, without restoring: over NBD, or as files through an adapter of
-// its own. What is handed on is verified ciphertext.
+// its own. What is handed on is verified ciphertext, and what was unlocked of it:
+// plaintext, which is in memory only.
 //
 // A recovery point never changes. Who wants to write gets an overlay: a file
 // that takes the writes (docs/spec/overlay.md), to be thrown away or to become
@@ -15,13 +16,16 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/nbd"
 	"github.com/lockstep-backup/lockstep/repository"
+	"github.com/lockstep-backup/lockstep/unlock"
 )
 
 // Point is a recovery point that is open for reading.
 type Point struct {
 	Manifest *repository.Manifest
 	Disks    []*Disk
+	Plain    []*Plain // after Unlock
 	cache    *cache
+	tree     *unlock.Tree
 }
 
 // Disk is one disk of it. Its methods are safe for concurrent use.
@@ -47,14 +51,17 @@ func Open(ctx context.Context, r *repository.Repository, m *repository.Manifest)
 	return p, nil
 }
 
-// Close waits for reads that nobody waits for.
+// Close waits for reads that nobody waits for, and wipes the keys of what was unlocked.
 func (p *Point) Close() error {
 	p.cache.close()
-	return nil
+	if p.tree == nil {
+		return nil
+	}
+	return p.tree.Close()
 }
 
-// Exports are the disks for an NBD server, under their ids. With an overlay
-// they can be written.
+// Exports are the disks for an NBD server, under their ids, and what was
+// unlocked. With an overlay the disks can be written.
 func (p *Point) Exports(o *Overlay) ([]nbd.Export, error) {
 	var out []nbd.Export
 	for _, d := range p.Disks {
@@ -72,7 +79,7 @@ func (p *Point) Exports(o *Overlay) ([]nbd.Export, error) {
 		}
 		out = append(out, e)
 	}
-	return out, nil
+	return append(out, p.plainExports()...), nil
 }
 
 // ranger is a disk in our words; blockDevice says the same in those of NBD.

@@ -290,7 +290,7 @@ func (r *runner) unreadable(ctx context.Context, res Result, err error) (Result,
 // one opens it, and then what else is active, for each protector in use wants
 // its proof and its hold. The error is the context's or the catalog's.
 func (r *runner) volume(ctx context.Context, s *subject, v subjectVolume, view *View, res *Result) error {
-	candidates, err := view.candidates(ctx, s.catalog, v.disk, v.volume)
+	candidates, err := view.Candidates(ctx, s.catalog, v.disk, v.volume)
 	if err != nil {
 		return err
 	}

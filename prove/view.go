@@ -396,7 +396,9 @@ func (v *View) query(p catalog.Point, disk string, vol diskcrypt.Volume) custody
 	return q
 }
 
-func (v *View) candidates(ctx context.Context, p catalog.Point, disk string, vol diskcrypt.Volume) ([]custody.Candidate, error) {
+// Candidates are the secret versions that claim a volume of a recovery point, the
+// likeliest first (see custody.Candidates).
+func (v *View) Candidates(ctx context.Context, p catalog.Point, disk string, vol diskcrypt.Volume) ([]custody.Candidate, error) {
 	if _, err := v.tried(ctx, vol.HeaderDigest); err != nil {
 		return nil, err
 	}

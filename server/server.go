@@ -31,10 +31,12 @@ import (
 	"github.com/lockstep-backup/lockstep/server/internal/points"
 	"github.com/lockstep-backup/lockstep/server/internal/policies"
 	"github.com/lockstep-backup/lockstep/server/internal/prunes"
+	"github.com/lockstep-backup/lockstep/server/internal/release"
 	"github.com/lockstep-backup/lockstep/server/internal/repositories"
 	"github.com/lockstep-backup/lockstep/server/internal/restores"
 	"github.com/lockstep-backup/lockstep/server/internal/secrets"
 	"github.com/lockstep-backup/lockstep/server/internal/volumes"
+	"github.com/lockstep-backup/lockstep/unlock"
 )
 
 // Deps is what the server works with.
@@ -69,6 +71,12 @@ func Lease(ctx context.Context, locks *job.Locks, point, what string) (release f
 		return nil, err
 	}
 	return l.Release, nil
+}
+
+// Keys gives the secrets in custody that claim the volumes of a recovery point,
+// and records each that it hands out with the reason and with what it is for.
+func Keys(ctx context.Context, d Deps, p catalog.Point, reason, what string) (unlock.Keys, error) {
+	return release.Keys(ctx, frame.New(d, http.NewServeMux()), p, reason, what)
 }
 
 // groups are the routes of the API.

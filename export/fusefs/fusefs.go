@@ -1,6 +1,6 @@
 // Package fusefs shows a recovery point as a folder with a file for each disk,
-// through FUSE. It only reads; what it hands on is verified ciphertext. On
-// systems other than Linux it refuses.
+// through FUSE, and for each device of plaintext where it was unlocked. It only
+// reads. On systems other than Linux it refuses.
 package fusefs
 
 import (
@@ -25,6 +25,9 @@ type Options struct {
 // FileName is the name of a disk's file.
 func FileName(id string) string { return url.PathEscape(id) + ".raw" }
 
+// PlainName is the name of the file of a device of plaintext.
+func PlainName(id string) string { return url.PathEscape(id) }
+
 // about is the file that says what is shown.
 func about(p *export.Point) ([]byte, error) {
 	type aboutDisk struct {
@@ -34,17 +37,28 @@ func about(p *export.Point) ([]byte, error) {
 		ContentRoot string       `json:"content_root"`
 		Unread      []disk.Range `json:"unread,omitempty"`
 	}
+	type aboutPlain struct {
+		Disk   string `json:"disk"`
+		Volume string `json:"volume"`
+		File   string `json:"file"`
+		Size   int64  `json:"size_bytes"`
+		Class  string `json:"class"`
+	}
 	m := p.Manifest
 	v := struct {
-		Point       string      `json:"point"`
-		Machine     string      `json:"machine"`
-		Time        time.Time   `json:"time"`
-		Consistency string      `json:"consistency"`
-		Description string      `json:"description,omitempty"`
-		Disks       []aboutDisk `json:"disks"`
+		Point       string       `json:"point"`
+		Machine     string       `json:"machine"`
+		Time        time.Time    `json:"time"`
+		Consistency string       `json:"consistency"`
+		Description string       `json:"description,omitempty"`
+		Disks       []aboutDisk  `json:"disks"`
+		Volumes     []aboutPlain `json:"volumes,omitempty"`
 	}{Point: m.Point, Machine: m.MachineName, Time: m.Time.UTC(), Consistency: m.Consistency, Description: m.Description}
 	for _, d := range m.Disks {
 		v.Disks = append(v.Disks, aboutDisk{ID: d.ID, File: FileName(d.ID), Size: d.Size, ContentRoot: d.ContentRoot, Unread: d.Unread})
+	}
+	for _, x := range p.Plain {
+		v.Volumes = append(v.Volumes, aboutPlain{Disk: x.Disk, Volume: x.Name, File: PlainName(x.ID), Size: x.Size(), Class: x.Class})
 	}
 	text, err := json.MarshalIndent(v, "", "  ")
 	return append(text, '\n'), err

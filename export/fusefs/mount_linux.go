@@ -61,10 +61,15 @@ func New(p *export.Point, dir string, o Options) (*Mount, error) {
 	m.stop = stop
 	var disks []*file
 	for _, d := range p.Disks {
-		x := &file{disk: d, size: d.Size(), times: root.times, log: o.Log}
+		x := &file{name: FileName(d.ID), disk: d, size: d.Size(), times: root.times, log: o.Log}
 		x.allocated.Store(-1)
-		root.add(FileName(d.ID), x)
+		root.add(x.name, x)
 		disks = append(disks, x)
+	}
+	for _, d := range p.Plain {
+		x := &file{name: PlainName(d.ID), disk: d, size: d.Size(), times: root.times, log: o.Log}
+		x.allocated.Store(x.size) // no holes
+		root.add(x.name, x)
 	}
 	timeout := forever
 	m.server, err = fs.Mount(dir, root, &fs.Options{
@@ -166,11 +171,18 @@ func describe(a *fuse.Attr, mode uint32, t time.Time) {
 	a.SetTimes(&t, &t, &t)
 }
 
-// file is a disk, or a text in memory.
+// device is a disk of the recovery point, or plaintext.
+type device interface {
+	io.ReaderAt
+	NextData(off int64) (disk.Range, error)
+}
+
+// file is a device, or a text in memory.
 type file struct {
 	fs.Inode
+	name    string
 	content []byte
-	disk    *export.Disk
+	disk    device
 	size    int64
 	times   time.Time
 	log     *slog.Logger
@@ -188,7 +200,7 @@ func (f *file) count(ctx context.Context) {
 			return
 		}
 		if err != nil {
-			f.log.Warn("holes cannot be told", "disk", f.disk.ID, "error", err)
+			f.log.Warn("holes cannot be told", "file", f.name, "error", err)
 			return
 		}
 		total += r.Length
@@ -235,7 +247,7 @@ func (f *file) Read(_ context.Context, _ fs.FileHandle, p []byte, off int64) (fu
 	}
 	n, err := f.disk.ReadAt(p, off)
 	if err != nil && !errors.Is(err, io.EOF) {
-		f.log.Error("read from mounted disk failed", "disk", f.disk.ID, "offset", off, "length", len(p), "error", err)
+		f.log.Error("read from mounted file failed", "file", f.name, "offset", off, "length", len(p), "error", err)
 		return nil, syscall.EIO
 	}
 	return fuse.ReadResultData(p[:n]), 0
@@ -257,7 +269,7 @@ func (f *file) Lseek(_ context.Context, _ fs.FileHandle, off uint64, whence uint
 		r, err := f.disk.NextData(at)
 		switch {
 		case err != nil && !errors.Is(err, io.EOF):
-			f.log.Error("find data of mounted disk failed", "disk", f.disk.ID, "offset", at, "error", err)
+			f.log.Error("find data of mounted file failed", "file", f.name, "offset", at, "error", err)
 			return 0, syscall.EIO
 		case whence == unix.SEEK_DATA && err != nil:
 			return 0, syscall.ENXIO
