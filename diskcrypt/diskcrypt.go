@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/envelope"
@@ -93,8 +94,10 @@ type Protector struct {
 	AreaDigest string `json:"area_digest,omitempty"`
 	KDF        string `json:"kdf,omitempty"` // for people: "argon2id t=4 m=1048576 p=4"
 	// Offline says that the protector can be opened away from its machine (a TPM's cannot).
-	Offline bool   `json:"offline"`
-	Note    string `json:"note,omitempty"`
+	Offline bool `json:"offline"`
+	// Created is when it was added, to the second, where the header says it.
+	Created time.Time `json:"created,omitzero"`
+	Note    string    `json:"note,omitempty"`
 }
 
 // Token says who can supply a protector's secret (LUKS2 tokens).
@@ -123,6 +126,10 @@ const (
 
 // Kinds lists all, in the order help texts show them.
 var Kinds = []Kind{KindPassphrase, KindKeyFile, KindRecoveryPassword, KindStartupKey, KindVolumeKey, KindVolumeMasterKey, KindVeraCrypt}
+
+// KindNone with an empty secret opens what opens itself (Volume.SelfOpening). It
+// is no kind of secret, and proves none.
+const KindNone Kind = "none"
 
 // Limits bounds what a header may ask of us.
 type Limits struct {
@@ -159,6 +166,20 @@ type Format interface {
 	// the ids of those that did open come with the error.
 	// It needs no support for the data's cipher, only for the protectors'.
 	OpensAll(ctx context.Context, p Place, kind Kind, secret envelope.Secret, lim Limits) ([]string, error)
+}
+
+// Deriver is a Format whose volumes hold secrets of their own under their key.
+type Deriver interface {
+	// Derive opens the volume as Open does and gives the secrets of its other
+	// protectors, none if there are none. The caller wipes them.
+	Derive(ctx context.Context, p Place, kind Kind, secret envelope.Secret, lim Limits) ([]Derived, error)
+}
+
+// Derived is a secret that Derive gives.
+type Derived struct {
+	Protector string // the id of the protector that it opens
+	Kind      Kind
+	Secret    envelope.Secret
 }
 
 // Opened is a volume whose key is known. ReadAt gives plaintext, offset 0 =
