@@ -102,6 +102,8 @@ var imports = []struct {
 	{"google.golang.org/api", []string{"store/gcs"}, "a provider's SDK appears in its adapter only"},
 	{"github.com/robfig/cron/v3", []string{"policy"}, "calendar expressions mean what they mean in cron"},
 	{"github.com/hanwen/go-fuse/v2", []string{"export/fusefs"}, "mounting is an adapter's business"},
+	{"github.com/jzelinskie/whirlpool", []string{"diskcrypt"}, "a hash that VeraCrypt derives keys with"},
+	{"github.com/aead/serpent", []string{"diskcrypt"}, "a cipher of dm-crypt and VeraCrypt"},
 	{"golang.org/x/term", []string{"cli", "cmd"}, "only the CLI has a terminal"},
 	{"golang.org/x/", []string{"*"}, "the Go project's own modules"},
 	{"github.com/secure-systems-lab/go-securesystemslib", []string{"tests"}, "an independent judge of our DSSE envelopes"},
