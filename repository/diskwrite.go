@@ -67,8 +67,10 @@ func (w *diskWriter) run(ctx context.Context) error {
 	w.changes = w.changed()
 	group, ctx := errgroup.WithContext(ctx)
 	n := workersFor(w.size)
-	work := make(chan unitItem, n)
-	ordered := make(chan unitItem, 2*n)
+	// Workers in a system call keep their processor for a while, so whoever must
+	// hand on the next unit gets its turn late: let there be enough of them.
+	work := make(chan unitItem, 4*n)
+	ordered := make(chan unitItem, 64*n)
 	group.Go(func() error {
 		defer close(work)
 		defer close(ordered)
