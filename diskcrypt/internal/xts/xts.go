@@ -11,13 +11,16 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/aesni"
 )
 
 const blockSize = 16
 
 // Cipher transforms runs of sectors in place. It is safe for concurrent use.
 type Cipher struct {
-	data, tweak cipher.Block
+	data, tweak       cipher.Block // the portable path
+	fastData, fastTwk *aesni.Key   // nil: not AES, or not this processor
 }
 
 // New makes a Cipher of AES. key is the data key followed by the tweak key:
@@ -28,6 +31,21 @@ func New(key []byte) (*Cipher, error) {
 	default:
 		return nil, fmt.Errorf("xts: key of %d bits", len(key)*8)
 	}
+	if !aesni.Supported() {
+		return newPortable(key)
+	}
+	data, err := aesni.New(key[:len(key)/2])
+	if err != nil {
+		return nil, fmt.Errorf("xts: %w", err)
+	}
+	tweak, err := aesni.New(key[len(key)/2:])
+	if err != nil {
+		return nil, fmt.Errorf("xts: %w", err)
+	}
+	return &Cipher{fastData: data, fastTwk: tweak}, nil
+}
+
+func newPortable(key []byte) (*Cipher, error) {
 	data, err := aes.NewCipher(key[:len(key)/2])
 	if err != nil {
 		return nil, fmt.Errorf("xts: %w", err)
@@ -51,55 +69,96 @@ func NewBlocks(data, tweak cipher.Block) (*Cipher, error) {
 // sectors, a sector a whole number of 16-byte blocks. The tweak of sector i is
 // first + i*step (64 bits, wrapping) as 16 bytes little endian.
 func (c *Cipher) Decrypt(b []byte, sectorSize int, first, step uint64) {
-	c.run(b, sectorSize, first, step, c.data.Decrypt)
+	iv := littleEndian(first)
+	if c.fastData != nil {
+		c.fastData.DecryptXTS(c.fastTwk, b, sectorSize, &iv, step)
+		return
+	}
+	c.portable(b, sectorSize, &iv, step, c.data.Decrypt)
 }
 
 // Encrypt is the inverse of Decrypt.
 func (c *Cipher) Encrypt(b []byte, sectorSize int, first, step uint64) {
-	c.run(b, sectorSize, first, step, c.data.Encrypt)
+	iv := littleEndian(first)
+	if c.fastData != nil {
+		c.fastData.EncryptXTS(c.fastTwk, b, sectorSize, &iv, step)
+		return
+	}
+	c.portable(b, sectorSize, &iv, step, c.data.Encrypt)
 }
 
-// Wipe overwrites the key schedules that are the Cipher's own. It must not be
-// used afterwards.
-func (c *Cipher) Wipe() { c.data, c.tweak = nil, nil }
+// DecryptSector decrypts one sector under a tweak that is not such a number.
+func (c *Cipher) DecryptSector(sector []byte, tweak *[16]byte) {
+	if c.fastData != nil {
+		c.fastData.DecryptXTS(c.fastTwk, sector, len(sector), tweak, 0)
+		return
+	}
+	c.portable(sector, len(sector), tweak, 0, c.data.Decrypt)
+}
 
-// scratch holds tweaks: all of a stretch are made first, so that the two xors
-// run over the whole stretch at once.
-var scratch = sync.Pool{New: func() any { return new([4096 + blockSize]byte) }}
+// EncryptSector is the inverse of DecryptSector.
+func (c *Cipher) EncryptSector(sector []byte, tweak *[16]byte) {
+	if c.fastData != nil {
+		c.fastData.EncryptXTS(c.fastTwk, sector, len(sector), tweak, 0)
+		return
+	}
+	c.portable(sector, len(sector), tweak, 0, c.data.Encrypt)
+}
 
-func (c *Cipher) run(b []byte, sectorSize int, first, step uint64, do func(dst, src []byte)) {
+// Wipe overwrites the key schedules that are the Cipher's own: with AES
+// instructions all of them, elsewhere none, since crypto/aes and NewBlocks'
+// caller keep theirs. The Cipher must not be used afterwards.
+func (c *Cipher) Wipe() {
+	c.fastData.Wipe()
+	c.fastTwk.Wipe()
+	c.data, c.tweak = nil, nil
+}
+
+func littleEndian(n uint64) (iv [blockSize]byte) {
+	binary.LittleEndian.PutUint64(iv[:], n)
+	return iv
+}
+
+// stretch is what is transformed at a time: its tweaks are all made first, so
+// that the two xors run over the whole of it at once.
+const stretch = 4096
+
+var scratch = sync.Pool{New: func() any { return new([stretch + blockSize]byte) }}
+
+func (c *Cipher) portable(b []byte, sectorSize int, iv *[blockSize]byte, step uint64, do func(dst, src []byte)) {
 	if sectorSize <= 0 || sectorSize%blockSize != 0 || len(b)%sectorSize != 0 {
 		panic("xts: not a whole number of blocks and sectors")
 	}
-	buf := scratch.Get().(*[4096 + blockSize]byte)
+	buf := scratch.Get().(*[stretch + blockSize]byte)
 	defer scratch.Put(buf)
 	defer clear(buf[:])
-	iv := buf[4096:]
-	for ; len(b) > 0; b = b[sectorSize:] {
-		clear(iv)
-		binary.LittleEndian.PutUint64(iv, first)
-		first += step
-		c.tweak.Encrypt(iv, iv)
-		sector(b[:sectorSize], buf[:4096], iv, do)
-	}
-}
-
-// sector transforms b under the encrypted tweak t.
-func sector(b, tweaks, t []byte, do func(dst, src []byte)) {
-	lo, hi := binary.LittleEndian.Uint64(t), binary.LittleEndian.Uint64(t[8:])
+	tweaks, t := buf[:stretch], buf[stretch:]
+	// A stretch is of several small sectors, or a part of a large one.
+	number := binary.LittleEndian.Uint64(iv[:])
+	var lo, hi uint64
+	left := 0 // bytes of the sector that lo, hi belong to
 	for len(b) > 0 {
-		part := b[:min(len(b), len(tweaks))]
+		part := b[:min(len(b), stretch)]
 		b = b[len(part):]
 		for i := 0; i < len(part); i += blockSize {
+			if left == 0 {
+				copy(t, iv[:])
+				binary.LittleEndian.PutUint64(t, number)
+				c.tweak.Encrypt(t, t)
+				lo, hi = binary.LittleEndian.Uint64(t), binary.LittleEndian.Uint64(t[8:])
+				number += step
+				left = sectorSize
+			}
 			binary.LittleEndian.PutUint64(tweaks[i:], lo)
 			binary.LittleEndian.PutUint64(tweaks[i+8:], hi)
 			carry := hi >> 63
 			hi = hi<<1 | lo>>63
 			lo = lo<<1 ^ carry*0x87
+			left -= blockSize
 		}
 		subtle.XORBytes(part, part, tweaks)
 		for i := 0; i < len(part); i += blockSize {
-			block := part[i : i+blockSize]
+			block := part[i : i+blockSize : i+blockSize]
 			do(block, block)
 		}
 		subtle.XORBytes(part, part, tweaks)
