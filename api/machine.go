@@ -15,6 +15,8 @@ type DiskDef struct {
 	ID     string `json:"id" doc:"disk id as the user named it, e.g. vda"`
 	Source string `json:"source" doc:"image file, block device or source URL"`
 	Header string `json:"header,omitempty" doc:"detached LUKS header file"`
+	// Declared is by volume id, "disk" for the whole disk.
+	Declared map[string]string `json:"declared,omitempty" doc:"what volumes are that nothing on the disk shows, by volume id ('disk' = the whole disk): TYPE[,NAME=VALUE]…; of a disk that is changed, absent = as it was"`
 }
 
 // MachineCreate enrols a machine.
@@ -28,6 +30,9 @@ type MachineCreate struct {
 type MachineChange struct {
 	Disks       []DiskDef `json:"disks,omitempty" doc:"disks that lie elsewhere now, or are new"`
 	RemoveDisks []string  `json:"remove_disks,omitempty" doc:"ids of disks that are backed up no more; what is stored of them stays"`
+	// Declare and Undeclare name volumes as DISK/VOLUME; DISK alone is the whole disk.
+	Declare   map[string]string `json:"declare,omitempty" doc:"what volumes are that nothing on the disk shows, by DISK[/VOLUME]: TYPE[,NAME=VALUE]…"`
+	Undeclare []string          `json:"undeclare,omitempty" doc:"volumes whose declaration is withdrawn, DISK[/VOLUME]"`
 }
 
 // MachineDetail is a machine with what its disks show now.

@@ -81,6 +81,7 @@ type Volume struct {
 	Why          []string    `json:"why,omitempty"`
 	NotNeeded    string      `json:"not_needed,omitempty" doc:"reason, where declared"`
 	SelfOpening  string      `json:"self_opening,omitempty"`
+	Declared     string      `json:"declared,omitempty" doc:"what the user declared of it, where nothing on the disk shows it: TYPE[,NAME=VALUE]…"`
 	Unsupported  string      `json:"unsupported,omitempty"`
 	Conversion   string      `json:"conversion,omitempty"`
 	Protectors   []Protector `json:"protectors"`

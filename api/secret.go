@@ -6,7 +6,7 @@ import "time"
 type SecretAdd struct {
 	Machine string `json:"machine"`
 	Volume  string `json:"volume,omitempty" doc:"volume id, DISK/VOLUME, or unique prefix; empty = the whole machine"`
-	Kind    string `json:"kind" enum:"passphrase,key-file,recovery-password,startup-key,volume-key"`
+	Kind    string `json:"kind" enum:"passphrase,key-file,recovery-password,startup-key,volume-key,volume-master-key,veracrypt"`
 	Data    []byte `json:"data" doc:"the secret, base64; never logged"`
 	Keep    bool   `json:"keep,omitempty" doc:"keep it pre-active although it opens nothing"`
 	Secret  string `json:"secret,omitempty" doc:"add a version to this secret id"`

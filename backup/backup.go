@@ -274,7 +274,7 @@ func write(ctx context.Context, d Deps, req Request, w *repository.PointWriter, 
 		return nil, err
 	}
 	for i := range mf.Disks {
-		if err := inspect(ctx, d, req, w, &mf.Disks[i], disks[i].header); err != nil {
+		if err := inspect(ctx, d, req, w, &mf.Disks[i], disks[i]); err != nil {
 			return nil, fmt.Errorf("inspect disk %s: %w", mf.Disks[i].ID, err)
 		}
 	}
@@ -282,7 +282,8 @@ func write(ctx context.Context, d Deps, req Request, w *repository.PointWriter, 
 }
 
 // inspect looks at a disk as stored, never at the live one.
-func inspect(ctx context.Context, d Deps, req Request, w *repository.PointWriter, dd *repository.Disk, header *diskcrypt.Header) error {
+func inspect(ctx context.Context, d Deps, req Request, w *repository.PointWriter, dd *repository.Disk, from opened) error {
+	header := from.header
 	if req.Progress != nil {
 		req.Progress("inspect", 0, 0)
 	}
@@ -291,7 +292,7 @@ func inspect(ctx context.Context, d Deps, req Request, w *repository.PointWriter
 		return err
 	}
 	defer r.Close()
-	opts := diskcrypt.FindOptions{Formats: d.Formats}
+	opts := diskcrypt.FindOptions{Formats: d.Formats, Declared: from.def.Declared}
 	if header != nil {
 		opts.Detached = map[string]diskcrypt.Header{diskcrypt.WholeDisk: *header}
 	}

@@ -20,6 +20,9 @@ type MachineDisk struct {
 	ID     string `json:"id"`
 	Source string `json:"source"`
 	Header string `json:"header,omitempty"` // detached LUKS header
+	// Declared is what the user declared of volumes that cannot be seen, by the
+	// volume's id ("disk" = the whole disk): diskcrypt.Volume.Declared.
+	Declared map[string]map[string]string `json:"declared,omitempty"`
 }
 
 // Machines are the protected machines.

@@ -100,7 +100,11 @@ func KindFits(kind diskcrypt.Kind, volumeType string) bool {
 	case diskcrypt.TypeLUKS1, diskcrypt.TypeLUKS2:
 		return kind == diskcrypt.KindPassphrase || kind == diskcrypt.KindKeyFile || kind == diskcrypt.KindVolumeKey
 	case diskcrypt.TypeBitLocker:
-		return kind != diskcrypt.KindKeyFile
+		return kind != diskcrypt.KindKeyFile && kind != diskcrypt.KindVeraCrypt
+	case diskcrypt.TypeVeraCrypt:
+		return kind == diskcrypt.KindPassphrase || kind == diskcrypt.KindKeyFile || kind == diskcrypt.KindVeraCrypt
+	case diskcrypt.TypePlain:
+		return kind == diskcrypt.KindPassphrase || kind == diskcrypt.KindKeyFile || kind == diskcrypt.KindVolumeKey
 	}
 	return true
 }

@@ -131,6 +131,8 @@ type runner struct {
 	Deps
 	views  map[string]*View              // by machine
 	points map[string][]repository.Point // by machine
+	// declared are the volumes that the user declared, by machine and disk.
+	declared map[string]map[string]map[string]map[string]string
 	// headers are the machines whose header packages were looked for in the store.
 	headers map[string]bool
 }
@@ -191,7 +193,7 @@ func (r *runner) subject(ctx context.Context, id string) (*subject, error) {
 	s.reader = newPointReader(ctx, r.Repo, mf)
 	for di, disk := range s.expected.Disks {
 		for _, v := range disk.Volumes {
-			sv := subjectVolume{disk: disk.ID, contentRoot: disk.ContentRoot, volume: v}
+			sv := subjectVolume{disk: disk.ID, contentRoot: disk.ContentRoot, volume: r.asDeclared(ctx, s, disk.ID, v)}
 			if v.Detached {
 				h, err := s.reader.header(mf.Disks[di], v.ID)
 				if err != nil {

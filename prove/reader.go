@@ -120,6 +120,8 @@ type LiveDisk struct {
 	Header io.ReaderAt // detached, nil = none
 	// HeaderSize of the detached header, in bytes.
 	HeaderSize int64
+	// Declared is what the user declared of its volumes, by their id.
+	Declared map[string]map[string]string
 	Close      func()
 }
 

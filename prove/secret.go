@@ -227,7 +227,7 @@ func (a *adder) findHeaders(ctx context.Context) (closeAll func(), err error) {
 
 func (a *adder) liveHeaders(ctx context.Context, l LiveDisk, newest map[custody.VolumeKey]bool) error {
 	reader := liveReader{l.ID: l}
-	o := diskcrypt.FindOptions{Formats: a.Formats}
+	o := diskcrypt.FindOptions{Formats: a.Formats, Declared: l.Declared}
 	if l.Header != nil {
 		o.Detached = map[string]diskcrypt.Header{diskcrypt.WholeDisk: {R: within{l.Header, l.HeaderSize}, Size: l.HeaderSize}}
 	}

@@ -333,7 +333,7 @@ func (s *server) sign(r custody.Request, v custody.VolumeRequest, header *diskcr
 		Repository: r.Repository, Machine: r.Machine, Point: r.Point,
 		Disk: v.Disk, ContentRoot: v.ContentRoot,
 		Volume: v.Volume.ID, Type: header.Type, UUID: header.UUID, Epoch: header.Epoch, HeaderDigest: header.HeaderDigest,
-		Secret: c.Secret, Kind: c.Kind, KeyCheck: got.keyCheck, Class: got.class, VKProof: got.vkproof,
+		Declared: header.Declared, Secret: c.Secret, Kind: c.Kind, KeyCheck: got.keyCheck, Class: got.class, VKProof: got.vkproof,
 		Time: s.deps.Now(), Software: s.deps.Software,
 	}
 	for _, id := range got.Protectors {

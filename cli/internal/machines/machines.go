@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -29,13 +31,15 @@ func (a group) machineCommand() *cobra.Command {
 }
 
 func (a group) machineAdd() *cobra.Command {
-	var disks []string
+	var disks, declare []string
 	cmd := a.Leaf(shell.Command{
 		Use:   "add NAME --disk ID=SOURCE[,header=FILE] [--disk …]",
 		Short: "Enrol a machine",
 		Long: `SOURCE is an image file, a block device or a source URL. The host on which the
 engine runs opens it: the server, where there is one. A LUKS disk whose header
-is detached names it with ,header=FILE.`,
+is detached names it with ,header=FILE.
+
+` + declaring,
 		Example: "lockstep machine add web01 --disk vda=/var/lib/libvirt/images/web01.img",
 		Exits:   []int{api.ExitRefused},
 		Args:    cobra.ExactArgs(1),
@@ -47,6 +51,13 @@ is detached names it with ,header=FILE.`,
 			}
 			if len(m.Disks) == 0 {
 				return shell.UsageError(cmd, "machine add: a machine needs at least one --disk ID=SOURCE")
+			}
+			declared, err := declarations(cmd, declare)
+			if err != nil {
+				return err
+			}
+			if err := declareNew(cmd, m.Disks, declared); err != nil {
+				return err
 			}
 			return a.WithClient(ctx, func(c *api.Client) error {
 				d, err := c.CreateMachine(ctx, m)
@@ -72,6 +83,7 @@ is detached names it with ,header=FILE.`,
 		},
 	})
 	cmd.Flags().StringArrayVar(&disks, "disk", nil, "a disk, `ID=SOURCE[,header=FILE]`; once for each disk")
+	cmd.Flags().StringArrayVar(&declare, "declare", nil, declareUsage)
 	return cmd
 }
 
@@ -102,13 +114,15 @@ func (a group) disks(cmd *cobra.Command, flags []string) ([]api.DiskDef, error) 
 }
 
 func (a group) machineChange() *cobra.Command {
-	var disks, remove []string
+	var disks, remove, declare, undeclare []string
 	cmd := a.Leaf(shell.Command{
-		Use:   "change NAME [--disk ID=SOURCE[,header=FILE] …] [--remove-disk ID …]",
-		Short: "Say where a machine's disks lie from now on",
+		Use:   "change NAME [--disk ID=SOURCE[,header=FILE] …] [--remove-disk ID …] [--declare DISK[/VOLUME]=TYPE …] [--undeclare DISK[/VOLUME] …]",
+		Short: "Say where a machine's disks lie from now on, and what they are",
 		Long: `Disks that are named have this source from now on, or are new; the others stay
 as they are. The recovery points keep what they have: the next one holds the
-disks as they are then, and stores what differs.`,
+disks as they are then, and stores what differs.
+
+` + declaring,
 		Example: "lockstep machine change web01 --disk vda=/srv/new/web01.img",
 		Exits:   []int{api.ExitRefused, api.ExitBusy},
 		Args:    cobra.ExactArgs(1),
@@ -117,11 +131,15 @@ disks as they are then, and stores what differs.`,
 			if err != nil {
 				return err
 			}
-			if len(defs)+len(remove) == 0 {
-				return shell.UsageError(cmd, "machine change: name what changes: --disk ID=SOURCE or --remove-disk ID")
+			if len(defs)+len(remove)+len(declare)+len(undeclare) == 0 {
+				return shell.UsageError(cmd, "machine change: name what changes: --disk ID=SOURCE, --remove-disk ID, --declare or --undeclare")
+			}
+			declared, err := declarations(cmd, declare)
+			if err != nil {
+				return err
 			}
 			return a.WithClient(ctx, func(c *api.Client) error {
-				d, err := c.ChangeMachine(ctx, args[0], api.MachineChange{Disks: defs, RemoveDisks: remove})
+				d, err := c.ChangeMachine(ctx, args[0], api.MachineChange{Disks: defs, RemoveDisks: remove, Declare: declared, Undeclare: undeclare})
 				if err != nil {
 					return shell.OperationError("machine change", err)
 				}
@@ -139,6 +157,8 @@ disks as they are then, and stores what differs.`,
 	})
 	cmd.Flags().StringArrayVar(&disks, "disk", nil, "a disk and where it lies, `ID=SOURCE[,header=FILE]`; once for each disk")
 	cmd.Flags().StringArrayVar(&remove, "remove-disk", nil, "`ID` of a disk that is backed up no more; once for each disk")
+	cmd.Flags().StringArrayVar(&declare, "declare", nil, declareUsage)
+	cmd.Flags().StringArrayVar(&undeclare, "undeclare", nil, "a `VOLUME` whose declaration is withdrawn, DISK[/VOLUME]; once for each volume")
 	return cmd
 }
 
@@ -185,6 +205,9 @@ func (a group) machineList() *cobra.Command {
 							source := d.Source
 							if d.Header != "" {
 								source += ", header " + d.Header
+							}
+							for _, volume := range slices.Sorted(maps.Keys(d.Declared)) {
+								source += ", " + volume + " declared " + d.Declared[volume]
 							}
 							t.Add(screen.Text(name), screen.Text(created), screen.Text(d.ID), screen.Text(source))
 							name, created = "", ""

@@ -66,6 +66,7 @@ func volume(w io.Writer, style screen.Style, v api.Volume) {
 	f.Add("label", v.Label)
 	f.Add("cipher", cipher)
 	f.Add("epoch", screen.ShortEpoch(v.Epoch))
+	f.Add("declared", v.Declared)
 	f.Add("not needed", v.NotNeeded)
 	f.Add("self-opening", v.SelfOpening)
 	f.Add("not supported", v.Unsupported)

@@ -55,7 +55,7 @@ func (s *Frame) Inspect(ctx context.Context, def catalog.MachineDisk) (FoundDisk
 	}
 	defer d.Close()
 	f.Size = d.Size()
-	f.Report, err = diskcrypt.Find(ctx, d, d.Size(), diskcrypt.FindOptions{Formats: s.Formats, Detached: detached})
+	f.Report, err = diskcrypt.Find(ctx, d, d.Size(), diskcrypt.FindOptions{Formats: s.Formats, Detached: detached, Declared: def.Declared})
 	return f, err
 }
 
@@ -84,7 +84,7 @@ func (s *Frame) LiveDisks(ctx context.Context, m catalog.Machine) ([]prove.LiveD
 			bad = append(bad, fmt.Errorf("disk %s: %w", def.ID, err))
 			continue
 		}
-		l := prove.LiveDisk{ID: def.ID, Size: d.Size(), Disk: d, Close: func() { _ = d.Close() }}
+		l := prove.LiveDisk{ID: def.ID, Size: d.Size(), Disk: d, Declared: def.Declared, Close: func() { _ = d.Close() }}
 		if h, ok := detached[diskcrypt.WholeDisk]; ok {
 			l.Header, l.HeaderSize = h.R, h.Size
 		}

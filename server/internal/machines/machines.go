@@ -78,7 +78,11 @@ func (s routes) enrol(ctx context.Context, req api.MachineCreate, e audit.Event)
 		return d, err
 	}
 	for _, def := range req.Disks {
-		m.Disks = append(m.Disks, catalog.MachineDisk{ID: def.ID, Source: def.Source, Header: def.Header})
+		declared, err := declarations(def.ID, def.Declared)
+		if err != nil {
+			return d, err
+		}
+		m.Disks = append(m.Disks, catalog.MachineDisk{ID: def.ID, Source: def.Source, Header: def.Header, Declared: declared})
 	}
 	return s.keep(ctx, c, m, e)
 }
@@ -105,7 +109,10 @@ func (s routes) keep(ctx context.Context, c *catalog.Catalog, m catalog.Machine,
 	for _, def := range m.Disks {
 		found, err := s.Inspect(ctx, def)
 		if err != nil {
-			return d, fmt.Errorf("disk %s: %w", def.ID, err)
+			return d, declarationProblem(def, err)
+		}
+		if err := declaredPlaces(def, found.Report); err != nil {
+			return d, err
 		}
 		live = append(live, s.LiveView(ctx, c, def.ID, found))
 		warnings = append(warnings, show.Warnings(found.ID, found.Report)...)
@@ -180,8 +187,15 @@ func (s routes) change(ctx context.Context, name string, req api.MachineChange, 
 			return d, frame.Usage("disk %s is named twice", def.ID)
 		}
 		seen[def.ID] = true
-		now := catalog.MachineDisk{ID: def.ID, Source: def.Source, Header: def.Header}
+		declared, err := declarations(def.ID, def.Declared)
+		if err != nil {
+			return d, err
+		}
+		now := catalog.MachineDisk{ID: def.ID, Source: def.Source, Header: def.Header, Declared: declared}
 		if i := at(def.ID); i >= 0 {
+			if def.Declared == nil { // it lies elsewhere, and is what it was
+				now.Declared = m.Disks[i].Declared
+			}
 			m.Disks[i] = now
 		} else {
 			m.Disks = append(m.Disks, now)
@@ -196,6 +210,9 @@ func (s routes) change(ctx context.Context, name string, req api.MachineChange, 
 			return d, frame.Usage("disk %s is to be changed and removed", id)
 		}
 		m.Disks = slices.Delete(m.Disks, i, i+1)
+	}
+	if err := declare(m.Disks, req); err != nil {
+		return d, err
 	}
 	if len(m.Disks) == 0 {
 		return d, frame.Usage("a machine needs at least one disk")

@@ -119,7 +119,7 @@ func Volume(diskID string, v diskcrypt.Volume, opened map[string][]string) api.V
 		ID: v.ID, Disk: diskID, Type: v.Type, UUID: v.UUID, Label: v.Label, Cipher: v.Cipher, KeyBits: v.KeyBits,
 		SectorSize: v.SectorSize, OffsetBytes: v.Range.Offset, SizeBytes: v.Range.Length, Epoch: v.Epoch,
 		HeaderDigest: v.HeaderDigest, SelfOpening: v.SelfOpening, Unsupported: v.Unsupported, Conversion: v.Conversion,
-		Protectors: []api.Protector{}, Warnings: v.Warnings,
+		Protectors: []api.Protector{}, Warnings: v.Warnings, Declared: diskcrypt.FormatDeclaration(v.Declared),
 	}
 	for _, p := range v.Protectors {
 		by := opened[p.ID]

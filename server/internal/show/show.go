@@ -8,13 +8,21 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/catalog"
+	"github.com/lockstep-backup/lockstep/diskcrypt"
 )
 
 // Machine shows a protected machine.
 func Machine(m catalog.Machine) api.Machine {
 	v := api.Machine{ID: m.ID, Name: m.Name, Created: m.Created.UTC(), Disks: []api.DiskDef{}}
 	for _, d := range m.Disks {
-		v.Disks = append(v.Disks, api.DiskDef{ID: d.ID, Source: d.Source, Header: d.Header})
+		def := api.DiskDef{ID: d.ID, Source: d.Source, Header: d.Header}
+		for volume, declared := range d.Declared {
+			if def.Declared == nil {
+				def.Declared = map[string]string{}
+			}
+			def.Declared[volume] = diskcrypt.FormatDeclaration(declared)
+		}
+		v.Disks = append(v.Disks, def)
 	}
 	return v
 }
