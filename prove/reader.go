@@ -122,7 +122,7 @@ type LiveDisk struct {
 	HeaderSize int64
 	// Declared is what the user declared of its volumes, by their id.
 	Declared map[string]map[string]string
-	Close      func()
+	Close    func()
 }
 
 // liveReader serves the prover's reads from live disks.
