@@ -55,6 +55,9 @@ func (a attempt) open(ctx context.Context, kind diskcrypt.Kind, secret envelope.
 	if err != nil {
 		return out, err
 	}
+	if e.bound {
+		defer func() { _ = e.vol.Close() }()
+	}
 	// From here on reads go to this recovery point, whosever opened the entry.
 	e.data.set(a.place.Data)
 	e.head.set(a.place.Header)
@@ -105,6 +108,10 @@ func (a attempt) derived(ctx context.Context, kind diskcrypt.Kind, secret envelo
 	err := a.bounded(ctx, kind, secret, p, e)
 	switch {
 	case err == nil:
+		if b, ok := e.vol.(interface{ BoundToData() bool }); ok && b.BoundToData() {
+			e.bound = true // another recovery point with this header has other data
+			return e, nil
+		}
 		a.s.opened.put(key, e)
 		return e, nil
 	case errors.Is(err, diskcrypt.ErrWrongSecret):
@@ -201,6 +208,7 @@ type entry struct {
 	vol        diskcrypt.Opened
 	protectors []string
 	complete   bool // protectors are all that the secret opens
+	bound      bool // cannot be read over other data: it is closed after use
 }
 
 type cacheKey [sha256.Size]byte

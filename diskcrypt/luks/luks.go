@@ -1,8 +1,8 @@
 // Package luks reads LUKS1 and LUKS2 volumes: what is in the header, which
 // secret opens it, and the plaintext behind it. It never writes to a volume
-// (the formatter for demonstrations and tests is luksformat), and it does not
-// decrypt volumes under re-encryption, with integrity tags or with ciphers
-// other than AES; it names them. Its invariant: nothing a header asks for is
+// (the formatter for demonstrations and tests is luksformat). What it cannot
+// decrypt it names: hardware encryption, ciphers and tags that are not known,
+// and of a conversion in progress what its own record does not decide. Its invariant: nothing a header asks for is
 // done before it was checked against Limits.
 package luks
 
@@ -15,12 +15,14 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/internal/dmcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks/internal/header"
+	"github.com/lockstep-backup/lockstep/diskcrypt/luks/internal/integrity"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks/internal/keyslot"
 )
 
@@ -143,8 +145,8 @@ func (v *volume) describe() *diskcrypt.Volume {
 // mainSegment is the segment whose key is the volume key: during a
 // re-encryption the goal, or the start where the goal is not encrypted.
 func (v *volume) mainSegment() *header.Segment {
-	for _, flag := range []string{"backup-final", "backup-previous"} {
-		if s := v.h.Flagged(flag); s != nil && s.Encryption != "" {
+	for _, flag := range []string{flagFinal, flagPrevious} {
+		if s := v.h.Flagged(flag); s != nil && s.Encryption != "" && v.h.Reencrypting() {
 			return s
 		}
 	}
@@ -172,25 +174,29 @@ func (v *volume) unsupported() string {
 		}
 	}
 	if h.Reencrypting() {
-		why = append(why, "re-encryption in progress")
-	} else if live := h.Live(); len(live) != 1 {
-		why = append(why, fmt.Sprintf("%d data segments", len(live)))
-	} else {
-		why = append(why, unsupportedSegment(live[0], v.mainKeyBytes())...)
-		if h.Version == 1 {
-			why = append(why, v.unsupportedHash()...)
+		return strings.Join(append(why, v.unsupportedConversion()...), "; ")
+	}
+	live := h.Live()
+	for _, s := range live {
+		keyBytes := 0
+		if d := h.DigestOf(s.Number); d != nil {
+			keyBytes = v.keyBytes(d)
 		}
+		why = append(why, unsupportedSegment(s, keyBytes)...)
+		if s.Integrity != "" && len(live) > 1 {
+			why = append(why, fmt.Sprintf("integrity in one of %d data segments", len(live)))
+		}
+		if s.Has(flagHot) {
+			why = append(why, fmt.Sprintf("segment %d is marked as being re-encrypted, and nothing else says so", s.Number))
+		}
+	}
+	if len(live) == 0 {
+		why = append(why, "no data segment")
+	}
+	if h.Version == 1 && len(h.Digests) > 0 {
+		why = append(why, v.unsupportedHash()...)
 	}
 	return strings.Join(why, "; ")
-}
-
-func (v *volume) mainKeyBytes() int {
-	if seg := v.mainSegment(); seg != nil {
-		if d := v.h.DigestOf(seg.Number); d != nil {
-			return v.keyBytes(d)
-		}
-	}
-	return 0
 }
 
 func unsupportedSegment(s header.Segment, keyBytes int) (why []string) {
@@ -202,12 +208,24 @@ func unsupportedSegment(s header.Segment, keyBytes int) (why []string) {
 		why = append(why, fmt.Sprintf("segment type %q", s.Type))
 	}
 	if s.Integrity != "" {
-		why = append(why, fmt.Sprintf("integrity %q", s.Integrity))
+		mac := integrity.MACKeySize(s.Integrity)
+		if keyBytes > 0 && keyBytes <= mac {
+			return append(why, fmt.Sprintf("integrity %q with a key of %d bits", s.Integrity, keyBytes*8))
+		}
+		keyBytes = max(0, keyBytes-mac)
+		switch {
+		case mac == 0:
+			return append(why, fmt.Sprintf("integrity %q with cipher %q", s.Integrity, s.Encryption))
+		case !strings.HasSuffix(s.Encryption, "-plain64"):
+			return append(why, fmt.Sprintf("integrity %q with the IVs of cipher %q", s.Integrity, s.Encryption))
+		case !slices.Contains([]string{"", "none"}, s.JournalCrypt), !slices.Contains([]string{"", "none"}, s.JournalMAC):
+			return append(why, fmt.Sprintf("integrity with a journal protected by %q and %q", s.JournalCrypt, s.JournalMAC))
+		}
 	}
 	if s.Encryption != "" {
 		if spec, err := dmcrypt.ParseSpec(s.Encryption); err != nil {
 			why = append(why, fmt.Sprintf("cipher %q", s.Encryption))
-		} else if keyBytes > 0 && s.Integrity == "" && !spec.KeySizeOK(keyBytes) {
+		} else if keyBytes > 0 && !spec.KeySizeOK(keyBytes) {
 			why = append(why, fmt.Sprintf("cipher %q with a key of %d bits", s.Encryption, keyBytes*8))
 		}
 	}
@@ -248,15 +266,13 @@ func (v *volume) conversion() string {
 	if !h.Reencrypting() {
 		return ""
 	}
-	final := h.Flagged("backup-final")
+	final := h.Flagged(flagFinal)
 	if final == nil {
 		return "offline re-encryption in progress; its state is in files of the machine that runs it"
 	}
 	name := "re-encryption"
-	for _, s := range h.Slots {
-		if s.Type == header.SlotReencrypt && (s.Mode == "encrypt" || s.Mode == "decrypt") {
-			name = s.Mode + "ion"
-		}
+	if r, _ := h.Reencryption(); r != nil && r.Mode != "reencrypt" {
+		name = r.Mode + "ion"
 	}
 	finalDigest := h.DigestOf(final.Number)
 	var done, total int64
@@ -266,7 +282,7 @@ func (v *volume) conversion() string {
 			size = max(0, v.dataSize-s.Offset)
 		}
 		total += size
-		same := s.Type == final.Type && s.Encryption == final.Encryption && !s.Has("in-reencryption")
+		same := s.Type == final.Type && s.Encryption == final.Encryption && !s.Has(flagHot)
 		if d := h.DigestOf(s.Number); d != finalDigest {
 			same = false
 		}
@@ -277,7 +293,11 @@ func (v *volume) conversion() string {
 	if total == 0 {
 		return name + " in progress"
 	}
-	return fmt.Sprintf("%s in progress, %d %% done", name, int(float64(done)/float64(total)*100))
+	text := fmt.Sprintf("%s in progress, %d %% done", name, int(float64(done)/float64(total)*100))
+	if lost := v.undecided(); lost != "" {
+		text += "; " + lost
+	}
+	return text
 }
 
 // protector describes a slot and adds its area to the header's digest.

@@ -291,7 +291,21 @@ var mutations = []struct {
 		at(o, "segments", "0")["size"] = "4096"
 		at(o, "segments")["1"] = object{"type": "crypt", "offset": "1085440", "size": "dynamic", "iv_tweak": "8", "encryption": "aes-xts-plain64", "sector_size": 512}
 		at(o, "digests", "0")["segments"] = []any{"0", "1"}
-	}), isUnsupported, "2 data segments", ""},
+	}), isSound, "", ""},
+	{"encrypted and plain segments", 2, metadata(func(o object) {
+		at(o, "segments", "0")["size"] = "4096"
+		at(o, "segments")["1"] = object{"type": "linear", "offset": "1085440", "size": "dynamic"}
+	}), isUnsupported, `"linear"`, ""},
+	{"marked as on the move", 2, metadata(set([]any{"in-reencryption"}, "segments", "0", "flags")), isUnsupported, "nothing else says so", ""},
+	{"hw-opal-crypt", 2, metadata(set("hw-opal-crypt", "segments", "0", "type")), isUnsupported, "hw-opal-crypt", ""},
+	{"inline tags", 2, metadata(set(object{"mandatory": []any{"inline-hw-tags"}}, "config", "requirements")), isUnsupported, "integrity tags in hardware sectors", ""},
+	{"re-encryption of version 1", 2, metadata(set(object{"mandatory": []any{"online-reencrypt"}}, "config", "requirements")), isUnsupported, "not authenticated", laxer},
+	{"re-encryption of version 9", 2, metadata(set(object{"mandatory": []any{"online-reencrypt-v9"}}, "config", "requirements")), isUnsupported, `"-v9"`, ""},
+	{"re-encryption without its record", 2, metadata(set(object{"mandatory": []any{"online-reencrypt-v2"}}, "config", "requirements")), isUnsupported, "without a record", laxer},
+	{"aead", 2, metadata(func(o object) {
+		at(o, "segments", "0")["integrity"] = object{"type": "aead", "journal_encryption": "none", "journal_integrity": "none"}
+		at(o, "segments", "0")["encryption"] = "aes-gcm-random"
+	}), isUnsupported, `integrity "aead" with cipher "aes-gcm-random"`, ""},
 	{"endless segment in the middle", 2, metadata(func(o object) {
 		at(o, "segments")["1"] = object{"type": "crypt", "offset": "1085440", "size": "dynamic", "iv_tweak": "8", "encryption": "aes-xts-plain64", "sector_size": 512}
 	}), isDamaged, "has no end", ""},

@@ -2,13 +2,10 @@ package luks
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
+	"slices"
 	"strings"
-	"sync"
 
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/internal/dmcrypt"
@@ -26,26 +23,58 @@ func (Format) Open(ctx context.Context, p diskcrypt.Place, kind diskcrypt.Kind, 
 	if why := v.unsupported(); why != "" {
 		return nil, fmt.Errorf("open luks: %w: %s", diskcrypt.ErrUnsupported, why)
 	}
-	segment := v.h.Live()[0]
-	digest := v.h.DigestOf(segment.Number)
-	if digest == nil {
-		return nil, fmt.Errorf("open luks: %w: the data segment has no digest", diskcrypt.ErrDamaged)
+	need, err := v.needed()
+	if err != nil {
+		return nil, fmt.Errorf("open luks: %w", err)
 	}
-	var opened *opened
+	keys := keyring{}
+	defer keys.wipe()
 	found := func(id string, d *header.Digest, key []byte) (bool, error) {
-		if d.Number != digest.Number {
-			return true, nil // a key of its own, not the volume's
+		_, have := keys[d.Number]
+		if !have && slices.Contains(need, d) { // else a key of its own, not the volume's
+			keys[d.Number] = heldKey{id, append([]byte(nil), key...)}
 		}
-		opened, err = v.open(segment, d, id, key)
-		return false, err
+		return len(keys) < len(need), nil
 	}
 	if err := v.try(ctx, kind, secret, lim, found); err != nil {
 		return nil, fmt.Errorf("open luks: %w", err)
 	}
-	if opened == nil {
+	switch {
+	case len(keys) == 0:
 		return nil, fmt.Errorf("open luks: %w", diskcrypt.ErrWrongSecret)
+	case len(keys) < len(need):
+		return nil, fmt.Errorf("open luks: %w: %s", diskcrypt.ErrUnsupported, v.half(keys, need))
 	}
-	return opened, nil
+	if v.h.Reencrypting() {
+		if err := v.verifyConversion(keys, keyslot.NewMeter(lim.KDFMemory, lim.KDFWork)); err != nil {
+			return nil, fmt.Errorf("open luks: %w", err)
+		}
+	}
+	o, err := v.view(keys)
+	if err != nil {
+		if o != nil {
+			_ = o.Close()
+		}
+		return nil, fmt.Errorf("open luks: %w", err)
+	}
+	return o, nil
+}
+
+// half says which key of a conversion a secret did not give.
+func (v *volume) half(keys keyring, need []*header.Digest) string {
+	var has, lacks []string
+	for _, d := range need {
+		if held, ok := keys[d.Number]; ok {
+			has = append(has, held.id)
+			continue
+		}
+		var slots []string
+		for _, n := range d.Slots {
+			slots = append(slots, slotID(n))
+		}
+		lacks = append(lacks, strings.Join(slots, " or "))
+	}
+	return fmt.Sprintf("re-encryption in progress: it takes the old and the new volume key; the secret opens %s, and not %s: have both take one passphrase, or finish the re-encryption", strings.Join(has, ", "), strings.Join(lacks, ", "))
 }
 
 // OpensAll tries every key slot of the data segments. It needs no support for the
@@ -215,128 +244,3 @@ func passOver(have error, what string, err error) error {
 	}
 	return errors.Join(have, err)
 }
-
-// opened is a volume whose key is known.
-type opened struct {
-	data     io.ReaderAt
-	offset   int64 // of the segment on the data device
-	size     int64
-	ivTweak  uint64
-	cipher   *dmcrypt.Cipher
-	id       string
-	keyCheck string
-	uuid     string
-
-	mu     sync.RWMutex
-	key    []byte
-	closed bool
-}
-
-var _ diskcrypt.Opened = (*opened)(nil)
-
-func (v *volume) open(s header.Segment, d *header.Digest, id string, key []byte) (*opened, error) {
-	c, err := dmcrypt.New(s.Encryption, key, s.SectorSize)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", diskcrypt.ErrUnsupported, err)
-	}
-	size := s.Size
-	if size < 0 {
-		size = max(0, v.dataSize-s.Offset) / int64(s.SectorSize) * int64(s.SectorSize)
-	}
-	check := fmt.Sprintf("luks%d-digest-%d", v.h.Version, d.Number)
-	return &opened{
-		data: v.data, offset: s.Offset, size: size, ivTweak: s.IVTweak, cipher: c,
-		id: id, keyCheck: check, uuid: v.h.UUID, key: append([]byte(nil), key...),
-	}, nil
-}
-
-func (o *opened) Size() int64       { return o.size }
-func (o *opened) Protector() string { return o.id }
-func (o *opened) KeyCheck() string  { return o.keyCheck }
-
-func (o *opened) KeyMAC(key []byte) []byte {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	m := hmac.New(sha256.New, key)
-	m.Write([]byte("vk"))
-	m.Write([]byte(o.uuid))
-	m.Write(o.key)
-	return m.Sum(nil)
-}
-
-func (o *opened) Close() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	envelope.Wipe(o.key)
-	o.cipher = nil
-	o.closed = true
-	return nil
-}
-
-var errClosed = errors.New("read luks volume: it is closed")
-
-// ReadAt gives plaintext. It is safe for concurrent use; whole sectors are
-// decrypted in place, a part of a sector through a buffer.
-func (o *opened) ReadAt(p []byte, off int64) (int, error) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.closed {
-		return 0, errClosed
-	}
-	if off < 0 {
-		return 0, fmt.Errorf("read luks volume: offset %d", off)
-	}
-	if off >= o.size {
-		return 0, io.EOF
-	}
-	atEnd := int64(len(p)) > o.size-off
-	if atEnd {
-		p = p[:o.size-off]
-	}
-	n := 0
-	for n < len(p) {
-		m, err := o.readSome(p[n:], off+int64(n))
-		n += m
-		if err != nil {
-			return n, fmt.Errorf("read luks volume: %w", err)
-		}
-	}
-	if atEnd {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-// readSome reads either whole sectors or a part of one.
-func (o *opened) readSome(p []byte, off int64) (int, error) {
-	sector := int64(o.cipher.SectorSize())
-	skip := off % sector
-	if whole := int64(len(p)) / sector * sector; skip == 0 && whole > 0 {
-		if err := o.readSectors(p[:whole], off); err != nil {
-			return 0, err
-		}
-		return int(whole), nil
-	}
-	buf := make([]byte, sector)
-	defer envelope.Wipe(buf)
-	if err := o.readSectors(buf, off-skip); err != nil {
-		return 0, err
-	}
-	return copy(p, buf[skip:]), nil
-}
-
-func (o *opened) readSectors(p []byte, off int64) error {
-	n, err := o.data.ReadAt(p, o.offset+off)
-	if n < len(p) {
-		clear(p)
-		if err == nil || errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return err
-	}
-	o.cipher.Decrypt(p, o.ivTweak+uint64(off)/ivUnit)
-	return nil
-}
-
-// ivUnit is the unit in which IVs count, whatever the sector size.
-const ivUnit = 512

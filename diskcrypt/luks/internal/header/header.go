@@ -50,7 +50,7 @@ const (
 // Known mandatory requirements.
 const (
 	RequireOfflineReencrypt = "offline-reencrypt"
-	RequireOnlineReencrypt  = "online-reencrypt" // and -v2, -v3
+	RequireOnlineReencrypt  = "online-reencrypt" // with "-v2" and "-v3", the versions whose state is authenticated
 	RequireOPAL             = "opal"
 	RequireInlineTags       = "inline-hw-tags"
 )
@@ -97,8 +97,19 @@ type Slot struct {
 	Digest   int         // number of the digest that lists it
 	Area     Area
 	Raw      map[string]any // LUKS2
-	// Mode of a re-encryption: "reencrypt", "encrypt", "decrypt".
-	Mode string
+	// Reencryption is what a SlotReencrypt says, nil for others.
+	Reencryption *Reencryption
+}
+
+// Reencryption is how data are being moved from one key to another, in a way
+// that survives a crash.
+type Reencryption struct {
+	Mode       string // "reencrypt", "encrypt", "decrypt"
+	Direction  string // "forward", "backward"
+	Resilience string // "none", "checksum", "journal", "datashift", "datashift-checksum", "datashift-journal"
+	Hash       string // of the checksums
+	BlockSize  int64  // bytes that one checksum covers, 0 where there are none
+	Shift      int64  // bytes that data are moved by, 0 where they stay
 }
 
 // Area is a part of the key-slots area.
@@ -127,6 +138,8 @@ type Segment struct {
 	SectorSize int
 	Flags      []string
 	Integrity  string // type, "" for none
+	// JournalCrypt and JournalMAC name what protects the journal of integrity tags, "" or "none" for nothing.
+	JournalCrypt, JournalMAC string
 }
 
 // Live reports that the segment is part of the device now, and not a note of a re-encryption.
@@ -176,6 +189,16 @@ func (h *Header) Flagged(flag string) *Segment {
 		}
 	}
 	return nil
+}
+
+// Reencryption returns the state of a re-encryption and where its area lies, nil if there is none.
+func (h *Header) Reencryption() (*Reencryption, *Slot) {
+	for i := range h.Slots {
+		if s := &h.Slots[i]; s.Reencryption != nil {
+			return s.Reencryption, s
+		}
+	}
+	return nil, nil
 }
 
 // DigestOf returns the digest that lists segment number, nil if none.

@@ -17,6 +17,8 @@ const (
 	minDigest       = 20 // shorter ones would let a wrong key pass
 	maxDigest       = 64
 	maxSalt         = 64
+	// maxChecksumBlock bounds what is read to decide one block of a re-encryption.
+	maxChecksumBlock = 64 << 10
 )
 
 // parseMetadata reads and validates the JSON area of a header with copies of
@@ -119,11 +121,34 @@ func (h *Header) readSlots(all map[int]fields) {
 				a.fail("size %d is too small for a key of %d bytes", s.Area.Size, keyBytes)
 			}
 		case SlotReencrypt:
-			s.Mode = f.text("mode")
-			f.text("direction")
+			s.Reencryption = readReencryption(f, a, areaType)
 		}
 		h.Slots = append(h.Slots, s)
 	}
+}
+
+func readReencryption(f, area fields, areaType string) *Reencryption {
+	r := &Reencryption{Mode: f.text("mode"), Direction: f.text("direction"), Resilience: areaType}
+	if r.Mode != "reencrypt" && r.Mode != "encrypt" && r.Mode != "decrypt" {
+		f.fail("mode %q is not known", r.Mode)
+	}
+	if r.Direction != "forward" && r.Direction != "backward" {
+		f.fail("direction %q is not known", r.Direction)
+	}
+	if areaType == "checksum" || areaType == "datashift-checksum" {
+		r.Hash = area.text("hash")
+		r.BlockSize = int64(area.int("sector_size", sectorBytes, maxChecksumBlock))
+		if r.BlockSize&(r.BlockSize-1) != 0 {
+			area.fail("sector_size %d", r.BlockSize)
+		}
+	}
+	if strings.HasPrefix(areaType, "datashift") {
+		r.Shift = area.bytes64("shift_size")
+		if r.Shift == 0 || r.Shift%sectorBytes != 0 {
+			area.fail("shift_size %d", r.Shift)
+		}
+	}
+	return r
 }
 
 func readBox(f, area fields, keyBytes int) keyslot.Box {
@@ -182,6 +207,12 @@ func (h *Header) readSegments(all map[int]fields) {
 		if f.has("integrity") {
 			i := f.object("integrity")
 			s.Integrity = i.text("type")
+			if i.has("journal_encryption") {
+				s.JournalCrypt = i.text("journal_encryption")
+			}
+			if i.has("journal_integrity") {
+				s.JournalMAC = i.text("journal_integrity")
+			}
 		}
 		h.Segments = append(h.Segments, s)
 	}
