@@ -48,6 +48,9 @@ type (
 	MountOptions   = shell.MountOptions
 	Exported       = shell.Exported
 	ExportedDisk   = shell.ExportedDisk
+	ExportedVolume = shell.ExportedVolume
+	Unlock         = shell.Unlock
+	GivenSecret    = shell.GivenSecret
 	OverlayOptions = shell.OverlayOptions
 	Overlay        = shell.Overlay
 	OverlayDisk    = shell.OverlayDisk

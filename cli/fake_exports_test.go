@@ -23,12 +23,14 @@ func withExports(e Env) Env {
 		}
 		v := exported(o.Point)
 		v.Overlay, v.Disks[0].URI = o.Overlay, "nbd:"+o.Address
+		v.Volumes = unlocked(o.Unlock)
 		o.Ready(v)
 		return nil
 	}
 	e.Mount = func(_ context.Context, o MountOptions) error {
 		v := exported(o.Point)
 		v.Dir, v.Disks[0].File = o.Dir, o.Dir+"/vda.raw"
+		v.Volumes = unlocked(o.Unlock)
 		o.Ready(v)
 		return nil
 	}
@@ -43,4 +45,16 @@ func withExports(e Env) Env {
 	}
 	e.DiscardOverlay = func(context.Context, OverlayOptions) error { return nil }
 	return e
+}
+
+// unlocked says by what a volume would have been opened.
+func unlocked(u *Unlock) []ExportedVolume {
+	if u == nil {
+		return nil
+	}
+	v := ExportedVolume{ID: "vda-p3.plain", Disk: "vda", Volume: "p3", Class: "ext4", SizeBytes: 1 << 29, URI: "for " + u.Reason}
+	for _, s := range u.Secrets {
+		v.URI += " " + s.Volume + " " + s.Kind + " " + string(s.Data)
+	}
+	return []ExportedVolume{v}
 }

@@ -29,6 +29,8 @@ import (
 type exporting struct {
 	*engine
 	point    *leasedPoint
+	listed   catalog.Point
+	reason   string // of what it is unlocked for, for the audit log
 	warnings []string
 }
 
@@ -57,6 +59,7 @@ func (x *exporting) open(ctx context.Context, ref, repository, what string) erro
 	if err != nil {
 		return err
 	}
+	x.listed = p
 	x.point, err = x.openPoint(ctx, p, repository, what, func(format string, args ...any) { x.warnings = append(x.warnings, fmt.Sprintf(format, args...)) })
 	if err != nil {
 		return err
@@ -83,12 +86,12 @@ func (x *exporting) about(where func(id string, d *cli.ExportedDisk)) cli.Export
 	return v
 }
 
-// audited does something that gives ciphertext away, and records that it begins
+// audited does something that gives away what is on the disks, and records that it begins
 // and how it ended. What cannot be recorded is not done.
 func (x *exporting) audited(ctx context.Context, action string, detail map[string]string, do func() error) error {
 	ctx = context.WithoutCancel(ctx)
 	event := func(outcome string) audit.Event {
-		return audit.Event{Time: time.Now().UTC(), Actor: localActor(), Action: action, Object: x.point.Manifest.Point, Outcome: outcome, Detail: detail}
+		return audit.Event{Time: time.Now().UTC(), Actor: localActor(), Action: action, Object: x.point.Manifest.Point, Outcome: outcome, Reason: x.reason, Detail: detail}
 	}
 	if _, err := x.audit.Append(ctx, event(audit.Begun)); err != nil {
 		return cli.WithHint(fmt.Errorf("it could not be recorded in the audit log, so nothing was done: %w", err), "'lockstep audit verify' says what is wrong with the audit log")
@@ -120,15 +123,19 @@ func exportPoint(ctx context.Context, o cli.ExportOptions) (err error) {
 		}
 		defer func() { err = errors.Join(err, overlay.Close()) }()
 	}
-	exports, err := x.point.Exports(overlay)
-	if err != nil {
-		return err
-	}
-	l, err := nbdlisten.Open(ctx, nbdlisten.Options{Address: o.Address, Certificates: o.Certificates, Insecure: o.Insecure})
+	l, err := nbdlisten.Open(ctx, nbdlisten.Options{Address: o.Address, Certificates: o.Certificates, Insecure: o.Insecure, Private: o.Unlock != nil})
 	if err != nil {
 		return listenRefusal(err)
 	}
 	defer func() { _ = l.Close() }()
+	// Not before it is known that somebody can be served: releases stay in the audit log.
+	if err := x.unlock(ctx, o.Unlock, "point.export"); err != nil {
+		return err
+	}
+	exports, err := x.point.Exports(overlay)
+	if err != nil {
+		return err
+	}
 	s, err := nbd.NewServer(nbd.Config{Exports: exports, TLS: l.TLS, Log: x.log})
 	if err != nil {
 		return err
@@ -140,8 +147,9 @@ func exportPoint(ctx context.Context, o cli.ExportOptions) (err error) {
 	if o.Overlay != "" {
 		detail["overlay"] = o.Overlay
 	}
-	return x.audited(ctx, "point.export", detail, func() error {
+	return x.audited(ctx, "point.export", x.unlocked(detail, o.Unlock), func() error {
 		v := x.about(func(id string, d *cli.ExportedDisk) { d.URI = l.URI(id) })
+		v.Volumes = x.volumes(func(id string, v *cli.ExportedVolume) { v.URI = l.URI(id) })
 		v.Overlay = o.Overlay
 		o.Ready(v)
 		return s.Serve(ctx, l)
@@ -156,6 +164,8 @@ func listenRefusal(err error) error {
 		p.Exit, p.Hint = api.ExitUsage, "--nbd unix:/run/web01.nbd, or --nbd 127.0.0.1:10809"
 	case errors.Is(err, nbdlisten.ErrNoTLS):
 		p.Hint = "--tls-certificate DIR encrypts; a unix socket or 127.0.0.1 needs no encryption; --insecure does without"
+	case errors.Is(err, nbdlisten.ErrOpen):
+		p.Hint = "plaintext goes over a unix socket, or with --tls-certificate to clients that are known by a certificate (ca-cert.pem in that folder)"
 	case errors.Is(err, nbdlisten.ErrInUse):
 		p.Exit, p.Hint = api.ExitBusy, "name another address"
 	case errors.Is(err, nbdlisten.ErrNoSocket):
@@ -175,7 +185,10 @@ func mountPoint(ctx context.Context, o cli.MountOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, x.close()) }()
-	return x.audited(ctx, "point.mount", map[string]string{"folder": o.Dir}, func() error {
+	if err := x.unlock(ctx, o.Unlock, "point.mount"); err != nil {
+		return err
+	}
+	return x.audited(ctx, "point.mount", x.unlocked(map[string]string{"folder": o.Dir}, o.Unlock), func() error {
 		m, err := fusefs.New(x.point.Point, o.Dir, fusefs.Options{Log: x.log})
 		if errors.Is(err, fusefs.ErrUnavailable) {
 			return cli.WithHint(err, "mounting needs Linux with /dev/fuse, and for others than root fusermount3 (package fuse3); 'lockstep export' needs neither")
@@ -185,6 +198,7 @@ func mountPoint(ctx context.Context, o cli.MountOptions) (err error) {
 			return &api.Error{Status: http.StatusConflict, Title: "refused", Exit: api.ExitTarget, Detail: "mount: " + err.Error(), Hint: hint}
 		}
 		v := x.about(func(id string, d *cli.ExportedDisk) { d.File = filepath.Join(o.Dir, fusefs.FileName(id)) })
+		v.Volumes = x.volumes(func(id string, v *cli.ExportedVolume) { v.File = filepath.Join(o.Dir, fusefs.PlainName(id)) })
 		v.Dir = o.Dir
 		o.Ready(v)
 		select {

@@ -6,12 +6,14 @@ import (
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/export"
 	"github.com/lockstep-backup/lockstep/job"
+	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/server"
 )
 
 // leasedPoint is open for reading, and nothing prunes it meanwhile.
 type leasedPoint struct {
 	*export.Point
+	repo    *repository.Repository // that it is read from
 	release func()
 }
 
@@ -37,5 +39,5 @@ func (e *engine) openPoint(ctx context.Context, p catalog.Point, in, what string
 		release()
 		return nil, err
 	}
-	return &leasedPoint{point, release}, nil
+	return &leasedPoint{point, repo, release}, nil
 }

@@ -61,6 +61,13 @@ func (a group) ready(e shell.Exported) {
 		}
 		_, _ = fmt.Fprintf(a.Env.Stdout, "%s\t%s\t%s\n", screen.CleanLine(d.ID), screen.Size(d.SizeBytes), screen.CleanLine(at))
 	}
+	for _, v := range e.Volumes {
+		at := v.URI
+		if at == "" {
+			at = v.File
+		}
+		_, _ = fmt.Fprintf(a.Env.Stdout, "%s\t%s\t%s\t%s\n", screen.CleanLine(v.ID), screen.Size(v.SizeBytes), screen.CleanLine(at), screen.CleanLine(v.Class))
+	}
 	a.Sayf("recovery point %s of %s; interrupt (Ctrl-C) ends it", screen.CleanLine(e.Point), screen.CleanLine(e.Machine))
 }
 
@@ -72,10 +79,38 @@ func ended(ctx context.Context, op string, err error) error {
 	return shell.OperationError(op, err)
 }
 
+// unlocking is what both say about --unlock.
+const unlocking = `
+With --unlock the plaintext of the encrypted volumes is there too, read-only, as
+DISK-VOLUME.plain, logical volumes and partitions inside among them; it stays in
+this process's memory. The secrets come from custody with --reason, each release
+being in the audit log, or from --secret-file. What stays locked is a warning,
+unless nothing opens.
+`
+
+// unlock reads the flags of --unlock.
+func (a group) unlock(ctx context.Context, cmd *cobra.Command, f *shell.UnlockFlags) (*shell.Unlock, error) {
+	if !f.Unlock {
+		for _, name := range []string{"reason", "secret-file", "kind"} {
+			if cmd.Flags().Changed(name) {
+				return nil, shell.UsageError(cmd, "%s: --%s goes with --unlock", shell.Operation(cmd), name)
+			}
+		}
+		return nil, nil
+	}
+	return f.Read(ctx, a.Run, cmd)
+}
+
+func addUnlock(cmd *cobra.Command, f *shell.UnlockFlags) {
+	cmd.Flags().BoolVar(&f.Unlock, "unlock", false, "open encrypted volumes, and give their plaintext as well")
+	f.Add(cmd)
+}
+
 func (a group) export() *cobra.Command {
 	var o shell.ExportOptions
+	var u shell.UnlockFlags
 	cmd := a.Leaf(shell.Command{
-		Use:   "export POINT --nbd unix:PATH|HOST:PORT [--overlay FILE]",
+		Use:   "export POINT --nbd unix:PATH|HOST:PORT [--overlay FILE] [--unlock]",
 		Short: "Give a recovery point's disks to NBD clients, without restoring",
 		Long: `Every disk is an export under its id; what clients read is the ciphertext,
 verified. A unix socket is its owner's alone. Across a network it wants
@@ -83,11 +118,14 @@ verified. A unix socket is its owner's alone. Across a network it wants
 ca-cert.pem in it, clients must show a certificate signed by that.
 With --overlay clients may write: into FILE, which is made or used again, never
 into the repository. 'lockstep overlay' commits or discards it.
+` + unlocking + `Plaintext goes over a unix socket, or to clients with a certificate; not into an
+overlay's export.
+
 It ends on interrupt or termination, and that is exit status 0.`,
 		Example: "lockstep export web01@latest --nbd unix:/run/web01.nbd",
-		Exits:   []int{api.ExitRefused, api.ExitDamaged, api.ExitTarget, api.ExitBusy},
+		Exits:   []int{api.ExitRefused, api.ExitWrongSecret, api.ExitDamaged, api.ExitTarget, api.ExitBusy},
 		Args:    cobra.ExactArgs(1),
-		Run: func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		Run: func(ctx context.Context, cmd *cobra.Command, args []string) (err error) {
 			if err := a.Local(cmd); err != nil {
 				return err
 			}
@@ -106,6 +144,14 @@ It ends on interrupt or termination, and that is exit status 0.`,
 			if a.Env.Export == nil {
 				return errors.New("export: this program cannot export")
 			}
+			if u.Unlock && o.Overlay != "" {
+				return shell.WithHint(shell.UsageError(cmd, "export: --unlock and --overlay do not go together: plaintext is read-only"),
+					"export the overlay, and open what it gives with cryptsetup")
+			}
+			if o.Unlock, err = a.unlock(ctx, cmd, &u); err != nil {
+				return err
+			}
+			defer o.Unlock.Wipe()
 			o.DataDir, o.Point, o.Log, o.Ready = a.DataDir, args[0], a.Env.Stderr, a.ready
 			return ended(ctx, "export", a.Env.Export(ctx, o))
 		},
@@ -117,23 +163,26 @@ It ends on interrupt or termination, and that is exit status 0.`,
 	f.StringVar(&o.Certificates, "tls-certificate", "", "`DIR` with the server's certificate and key; nobody is served without encryption then")
 	shell.Repository(cmd, &o.Repository)
 	f.BoolVar(&o.Insecure, "insecure", false, "listen on a network address without encryption")
+	addUnlock(cmd, &u)
 	return cmd
 }
 
 func (a group) mount() *cobra.Command {
 	var o shell.MountOptions
+	var u shell.UnlockFlags
 	cmd := a.Leaf(shell.Command{
-		Use:   "mount POINT DIR",
+		Use:   "mount POINT DIR [--unlock]",
 		Short: "Show a recovery point's disks as files, read-only",
 		Long: `Each disk is a file DISK.raw in DIR, an empty folder; point.json says what it
 is. What is read is the ciphertext, verified; holes are holes. Only who mounts
 it can read it. Linux only, with FUSE (/dev/fuse; for others than root also
 fusermount3 of the package fuse3).
+` + unlocking + `
 It ends on interrupt, termination or umount, and that is exit status 0.`,
 		Example: "lockstep mount web01@latest /mnt/web01",
-		Exits:   []int{api.ExitRefused, api.ExitDamaged, api.ExitTarget},
+		Exits:   []int{api.ExitRefused, api.ExitWrongSecret, api.ExitDamaged, api.ExitTarget},
 		Args:    cobra.ExactArgs(2),
-		Run: func(ctx context.Context, cmd *cobra.Command, args []string) error {
+		Run: func(ctx context.Context, cmd *cobra.Command, args []string) (err error) {
 			if err := a.Local(cmd); err != nil {
 				return err
 			}
@@ -144,11 +193,16 @@ It ends on interrupt, termination or umount, and that is exit status 0.`,
 			if a.Env.Mount == nil {
 				return errors.New("mount: this program cannot mount")
 			}
+			if o.Unlock, err = a.unlock(ctx, cmd, &u); err != nil {
+				return err
+			}
+			defer o.Unlock.Wipe()
 			o.DataDir, o.Point, o.Log, o.Ready = a.DataDir, args[0], a.Env.Stderr, a.ready
 			return ended(ctx, "mount", a.Env.Mount(ctx, o))
 		},
 	})
 	shell.Repository(cmd, &o.Repository)
+	addUnlock(cmd, &u)
 	cmd.GroupID = shell.GroupDaily
 	return cmd
 }

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/lockstep-backup/lockstep/api"
-	"github.com/lockstep-backup/lockstep/cli/internal/files"
 	"github.com/lockstep-backup/lockstep/cli/internal/screen"
 	"github.com/lockstep-backup/lockstep/cli/internal/shell"
 )
@@ -46,7 +44,7 @@ VOLUME is DISK/VOLUME, a volume's id, or a unique prefix of it.`,
 			case secret != "" && anew:
 				return shell.UsageError(cmd, "secret add: give either --secret or --new")
 			}
-			data, err := a.readSecretFile(ctx, file, kind, machine)
+			data, err := a.ReadSecretFile(ctx, file, kind, machine)
 			if err != nil {
 				return shell.OperationError("secret add", err)
 			}
@@ -129,34 +127,4 @@ func (a group) printAdded(w io.Writer, r api.SecretAddResult, kind string) {
 		}
 		_, _ = fmt.Fprintf(w, "\n%s now: %s\n", a.Style.Paint(screen.Green, "proven"), strings.Join(names, ", "))
 	}
-}
-
-// readSecretFile reads a secret. The caller clears it.
-func (a group) readSecretFile(ctx context.Context, file, kind, machine string) ([]byte, error) {
-	line := kind == "passphrase"
-	var data []byte
-	var err error
-	switch {
-	case file == "-" && a.Env.IsTerminal(a.Env.Stdin) && (line || kind == "recovery-password"):
-		_, _ = fmt.Fprintf(a.Env.Stderr, "%s of %s: ", strings.ReplaceAll(kind, "-", " "), screen.CleanLine(machine))
-		data, err = a.Env.ReadPassword(ctx)
-		a.Warnf("")
-	case file == "-":
-		data, err = files.Interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(a.Env.Stdin, line) })
-	default:
-		var f *os.File
-		if f, err = os.Open(file); err != nil {
-			return nil, err
-		}
-		data, err = files.Interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(f, line) })
-		_ = f.Close()
-	}
-	if err == nil && len(data) == 0 {
-		err = shell.WithHint(errors.New("read the secret: there is nothing in it"), "a "+strings.ReplaceAll(kind, "-", " ")+" has at least one byte")
-	}
-	if err != nil {
-		clear(data)
-		return nil, err
-	}
-	return data, nil
 }

@@ -24,7 +24,7 @@ func Commands(r *shell.Run) []*cobra.Command {
 	return []*cobra.Command{a.secretCommand()}
 }
 
-var secretKinds = []string{"passphrase", "key-file", "recovery-password", "startup-key", "volume-key"}
+var secretKinds = shell.SecretKinds
 
 func (a group) secretCommand() *cobra.Command {
 	return a.Group("secret", "Secrets in custody", shell.GroupKeys, "lockstep secret list web01",

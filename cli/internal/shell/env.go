@@ -99,10 +99,11 @@ type DemoOptions struct {
 type ExportOptions struct {
 	DataDir      string
 	Point        string
-	Repository   string // name of the one to read from; "" = the nearest that has it
-	Address      string // unix:PATH or HOST:PORT
-	Overlay      string // file that takes what is written; "" = read-only
-	Certificates string // folder
+	Repository   string  // name of the one to read from; "" = the nearest that has it
+	Address      string  // unix:PATH or HOST:PORT
+	Overlay      string  // file that takes what is written; "" = read-only
+	Unlock       *Unlock // nil: only the ciphertext
+	Certificates string  // folder
 	Insecure     bool
 	Ready        func(Exported) // called once when clients are answered
 	Log          io.Writer
@@ -110,13 +111,14 @@ type ExportOptions struct {
 
 // Exported is a recovery point that is exported or mounted.
 type Exported struct {
-	Point    string         `json:"point"`
-	Machine  string         `json:"machine"`
-	Time     time.Time      `json:"time"`
-	Overlay  string         `json:"overlay,omitempty"`
-	Dir      string         `json:"dir,omitempty"`
-	Disks    []ExportedDisk `json:"disks"`
-	Warnings []string       `json:"warnings"`
+	Point    string           `json:"point"`
+	Machine  string           `json:"machine"`
+	Time     time.Time        `json:"time"`
+	Overlay  string           `json:"overlay,omitempty"`
+	Dir      string           `json:"dir,omitempty"`
+	Disks    []ExportedDisk   `json:"disks"`
+	Volumes  []ExportedVolume `json:"volumes,omitempty"` // plaintext
+	Warnings []string         `json:"warnings"`
 }
 
 // ExportedDisk is one disk and where it is to be had.
@@ -127,12 +129,26 @@ type ExportedDisk struct {
 	File      string `json:"file,omitempty"`
 }
 
+// ExportedVolume is a device of plaintext: an opened volume, or what is in one.
+type ExportedVolume struct {
+	ID        string `json:"id"` // of the export
+	Disk      string `json:"disk"`
+	Volume    string `json:"volume"`
+	Class     string `json:"class"` // what it holds: "ext4", "lvm2-pv", …
+	SizeBytes int64  `json:"size_bytes"`
+	Secret    string `json:"secret,omitempty"`    // that opened it, where one in custody did
+	Protector string `json:"protector,omitempty"` // that it opened
+	URI       string `json:"uri,omitempty"`
+	File      string `json:"file,omitempty"`
+}
+
 // MountOptions says how to show a recovery point as files.
 type MountOptions struct {
 	DataDir    string
 	Point      string
 	Repository string // as in ExportOptions
 	Dir        string
+	Unlock     *Unlock // nil: only the ciphertext
 	Ready      func(Exported)
 	Log        io.Writer
 }

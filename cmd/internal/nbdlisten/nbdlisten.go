@@ -20,8 +20,10 @@ import (
 
 // Errors that callers give a hint to.
 var (
-	ErrAddress  = errors.New("address is neither unix:PATH nor HOST:PORT")
-	ErrNoTLS    = errors.New("whoever can reach it could read the disks, and change what is read on its way")
+	ErrAddress = errors.New("address is neither unix:PATH nor HOST:PORT")
+	ErrNoTLS   = errors.New("whoever can reach it could read the disks, and change what is read on its way")
+	// ErrOpen refuses Private.
+	ErrOpen     = errors.New("others than who exports could read the plaintext there")
 	ErrInUse    = errors.New("somebody listens there already")
 	ErrNoSocket = errors.New("there is a file, and it is no socket")
 )
@@ -31,6 +33,9 @@ type Options struct {
 	Address      string
 	Certificates string // folder in QEMU's layout; "" = none
 	Insecure     bool
+	// Private lets nobody in but this user, by a unix socket, and clients that are
+	// known by a certificate.
+	Private bool
 }
 
 // Listener is where an NBD server listens.
@@ -54,6 +59,9 @@ func Open(ctx context.Context, o Options) (*Listener, error) {
 		l.AnyClient = !known
 	}
 	path, isUnix := strings.CutPrefix(o.Address, "unix:")
+	if o.Private && (!isUnix && l.TLS == nil || l.AnyClient) {
+		return nil, fmt.Errorf("listen on %s: %w", o.Address, ErrOpen)
+	}
 	if isUnix {
 		if path == "" {
 			return nil, ErrAddress
