@@ -23,6 +23,7 @@ const (
 // is locked, or something is damaged, is in the tree; an error is the context's.
 func Open(ctx context.Context, disks []Disk, keys Keys, o Options) (*Tree, error) {
 	w := walker{ctx: ctx, tree: &Tree{}, keys: keys, o: o, disks: map[string]*Disk{}, names: map[[2]string]bool{}}
+	w.members.at, w.members.lvs = map[string]int{}, map[string]bool{}
 	for i := range disks {
 		d := &disks[i]
 		w.disks[d.ID] = d
@@ -43,6 +44,8 @@ type walker struct {
 	names map[[2]string]bool
 	scan  []int // devices that may have parts
 	full  bool  // more devices than are kept
+
+	members members
 }
 
 func (w *walker) run() error {
@@ -233,11 +236,13 @@ func (w *walker) merge(d Device, rep *diskcrypt.Report, known []diskcrypt.Volume
 	}
 	for _, a := range rep.Areas {
 		if a.ID == diskcrypt.WholeDisk || partition.MatchString(a.ID) {
+			if d.Decrypted && a.Class == diskcrypt.TypeOpaque {
+				a.Class = diskcrypt.ClassUnknown // what was never written, not one more volume
+			}
 			put(found{id: a.ID, rng: a.Range, class: a.Class})
 		}
 	}
 	for _, v := range rep.Volumes {
-		// Noise in a plaintext is what was never written, not one more volume.
 		if v.Extents == nil && (v.ID == diskcrypt.WholeDisk || partition.MatchString(v.ID)) &&
 			!(d.Decrypted && v.Type == diskcrypt.TypeOpaque) {
 			put(found{id: v.ID, rng: v.Range, class: v.Type, volume: &v})
