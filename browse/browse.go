@@ -20,6 +20,7 @@ import (
 	"github.com/lockstep-backup/lockstep/blockstack"
 	"github.com/lockstep-backup/lockstep/browse/internal/extfs"
 	"github.com/lockstep-backup/lockstep/browse/internal/fsys"
+	"github.com/lockstep-backup/lockstep/browse/internal/xfs"
 )
 
 // What the readers say.
@@ -85,6 +86,8 @@ func open(r io.ReaderAt, size int64, class string) (fsys.FS, error) {
 	switch class {
 	case blockstack.Ext2, blockstack.Ext3, blockstack.Ext4:
 		return extfs.Open(r, size)
+	case blockstack.XFS:
+		return xfs.Open(r, size)
 	}
 	return nil, fsys.Unsupported("%q", class)
 }

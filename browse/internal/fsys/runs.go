@@ -38,26 +38,16 @@ func (r *Runs) Add(n Run) error {
 	return nil
 }
 
-// Clip ends the runs at a size: what is behind it is a hole.
-func (r Runs) Clip(size int64) Runs {
-	i := sort.Search(len(r), func(i int) bool { return r[i].At >= size })
-	r = r[:i]
-	if i > 0 {
-		last := &r[i-1]
-		last.Length = min(last.Length, size-last.At)
-	}
-	return r
-}
-
 type runFile struct {
 	r    io.ReaderAt
 	size int64
 	runs Runs
 }
 
-// NewFile is a file of size bytes whose content lies in runs of r.
+// NewFile is a file of size bytes whose content lies in runs of r; what
+// they have behind size is not the file's.
 func NewFile(r io.ReaderAt, size int64, runs Runs) File {
-	return &runFile{r: r, size: size, runs: runs.Clip(size)}
+	return &runFile{r: r, size: size, runs: runs}
 }
 
 func (f *runFile) Size() int64 { return f.size }
@@ -76,7 +66,7 @@ func (f *runFile) NextData(off int64) (int64, int64) {
 	for i++; i < len(f.runs) && f.runs[i].At == end; i++ {
 		end += f.runs[i].Length
 	}
-	return start, end
+	return min(start, f.size), min(end, f.size)
 }
 
 func (f *runFile) ReadAt(p []byte, off int64) (int, error) {
