@@ -151,3 +151,56 @@ type holdless struct{ keymanager.Manager }
 func (holdless) Hold(context.Context, keymanager.Ref, keymanager.Hold) error {
 	return errors.New("read-only file system")
 }
+
+// TestLeases: what secrets are tried on has a lease, one at a time, and what was
+// deleted before it had one is no damage.
+func TestLeases(t *testing.T) {
+	e := provetest.New(t)
+	m := e.Machine("web01", map[string]*provetest.Device{"vda": e.Encrypted("one")})
+	ids := []string{e.Store1(m), e.Store1(m), e.Store1(m)}
+	if _, err := e.Add(m, "one"); err != nil {
+		t.Fatal(err)
+	}
+	held := ""
+	tried := 0
+	p := e.Deps.Prover
+	e.Deps.Prover = tries{p, func(ctx context.Context, r custody.Request, points custody.PointReader) (custody.Outcome, error) {
+		if tried++; held != r.Point {
+			t.Errorf("secrets are tried on %s, and the lease is on %q", r.Point, held)
+		}
+		return p.Try(ctx, r, points)
+	}}
+	e.Deps.Lease = func(ctx context.Context, point string) (func(), error) {
+		if held != "" {
+			t.Errorf("a lease on %s beside that on %s", point, held)
+		}
+		if held = point; point == ids[1] { // somebody without a lease comes first
+			e.Must(e.Repo.Delete(ctx, m.ID, point, "test"))
+			e.Must(e.Store.Delete(ctx, "points/"+m.ID+"/"+point))
+		}
+		return func() { held = "" }, nil
+	}
+	res, err := prove.Points(t.Context(), e.Deps, ids, nil)
+	if err != nil || len(res) != 3 || held != "" || tried != 2 {
+		t.Fatalf("%+v, %v; %d tried, %q held", res, err, tried, held)
+	}
+	for i, r := range res {
+		if r.Point != ids[i] || r.Machine != m.ID || len(r.Damaged) != 0 || (len(r.Problems) == 1) != (i == 1) {
+			t.Errorf("%+v", r)
+		}
+	}
+	e.Deps.Lease = func(context.Context, string) (func(), error) { return nil, context.DeadlineExceeded }
+	if _, err := prove.Points(t.Context(), e.Deps, ids[:1], nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("without the lease: %v", err)
+	}
+}
+
+// tries is a prover with another way of trying.
+type tries struct {
+	custody.Prover
+	try func(context.Context, custody.Request, custody.PointReader) (custody.Outcome, error)
+}
+
+func (p tries) Try(ctx context.Context, r custody.Request, points custody.PointReader) (custody.Outcome, error) {
+	return p.try(ctx, r, points)
+}

@@ -47,6 +47,10 @@ type Deps struct {
 	Formats []diskcrypt.Format
 	Live    func(ctx context.Context, m catalog.Machine) ([]LiveDisk, error)
 
+	// Lease, where it is not nil, keeps a recovery point from being deleted while
+	// secrets are tried on it.
+	Lease func(ctx context.Context, point string) (release func(), err error)
+
 	Now   func() time.Time
 	Log   *slog.Logger
 	Audit func(ctx context.Context, e audit.Event) error
@@ -227,6 +231,21 @@ func Expected(mf *repository.Manifest) (custody.ExpectedPoint, error) {
 
 func (r *runner) point(ctx context.Context, id string) (Result, error) {
 	res := Result{Point: id}
+	if r.Lease != nil {
+		release, err := r.Lease(ctx, id)
+		if err != nil {
+			return res, err
+		}
+		defer release()
+	}
+	cp, err := r.Catalog.Points.Get(ctx, id)
+	if err != nil {
+		return res, err
+	}
+	// It may have gone since others of this run were looked for.
+	if deleted, err := r.Repo.Deleted(ctx, cp.Machine); err == nil && deleted[id] {
+		return r.deleted(ctx, cp)
+	}
 	s, err := r.subject(ctx, id)
 	if err != nil {
 		return r.unreadable(ctx, res, err)
@@ -265,6 +284,18 @@ func (r *runner) conclude(ctx context.Context, res Result) {
 		detail["damaged"] = strconv.Itoa(len(res.Damaged))
 	}
 	r.audit(ctx, "point.prove", res.Point, outcome, "", detail)
+}
+
+// deleted is the end for a recovery point that the repository has deleted:
+// there is nothing to try, and that is no damage.
+func (r *runner) deleted(ctx context.Context, cp catalog.Point) (Result, error) {
+	res := Result{Point: cp.ID, Machine: cp.Machine, Problems: []string{"nothing is tried: the repository has deleted it"}}
+	view, err := r.view(ctx, cp.Machine)
+	if err != nil {
+		return res, err
+	}
+	res.Verdict = view.Verdict(cp)
+	return res, nil
 }
 
 // unreadable is the end for a recovery point of which not even the description

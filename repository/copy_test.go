@@ -599,3 +599,46 @@ func TestFenceMeetsACopy(t *testing.T) {
 		p.mustList(t, ids(p.points)...)
 	}
 }
+
+// What is copied has a lease, and what the source deleted before it had one is
+// passed over: the others come.
+func TestCopyLeases(t *testing.T) {
+	p := newPair(t, repository.SealingAESGCM)
+	p.destination(t, repository.SealingAESGCM)
+	held, moved := "", 0
+	o := p.options()
+	o.Parallel = 1
+	o.Lease = func(ctx context.Context, point string) (func(), error) {
+		if held != "" {
+			t.Errorf("a lease on %s beside that on %s", point, held)
+		}
+		if held = point; point == p.points[1].ID { // somebody without a lease comes first
+			if err := p.repo.Delete(ctx, p.machine.ID, point, "test"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.repo.Reclaim(ctx, p.machine.ID, repository.ReclaimOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return func() { held = "" }, nil
+	}
+	o.Progress = func(done, total int, _ int64) {
+		if moved++; done < total && held == "" {
+			t.Error("bytes move without a lease")
+		}
+	}
+	res := p.copy(t, o)
+	want := ids(slices.Delete(slices.Clone(p.points), 1, 2))
+	if !slices.Equal(res.Points, want) || len(res.Failed) != 0 || len(res.Problems) == 0 || !strings.Contains(strings.Join(res.Problems, "\n"), p.points[1].ID+" was deleted in the source") {
+		t.Errorf("%+v", res)
+	}
+	if held != "" || moved == 0 {
+		t.Errorf("%q is held, told %d times", held, moved)
+	}
+	p.mustList(t, want...)
+	// What is there already is not read, and needs no lease.
+	o.Lease = func(context.Context, string) (func(), error) { return nil, errors.New("a lease for nothing") }
+	if res := p.copy(t, o); res.Present != len(want) {
+		t.Errorf("%+v", res)
+	}
+}

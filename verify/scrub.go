@@ -26,6 +26,9 @@ type ScrubRequest struct {
 	OlderThan  time.Duration    // what was read within it is left out
 	Now        func() time.Time // called concurrently
 	Progress   func(phase string, done, total int64)
+	// Lease is that of Request, for the recovery points that are read to say what
+	// damaged objects belong to. An object that goes meanwhile is not damaged.
+	Lease func(ctx context.Context, point string) (release func(), err error)
 }
 
 // ScrubResult says what was read and what is damaged.
@@ -49,7 +52,7 @@ type ScrubResult struct {
 // also where the error is not nil; damaged objects are not, and so come first
 // again the next time.
 func Scrub(ctx context.Context, req ScrubRequest) (res ScrubResult, err error) {
-	s := &scrub{ScrubRequest: req, v: &verifier{req: Request{Repository: req.Repository}, segments: map[string]segment{}}}
+	s := &scrub{ScrubRequest: req, v: &verifier{req: Request{Repository: req.Repository, Lease: req.Lease}, segments: map[string]segment{}}}
 	s.res.Sound = map[string]bool{}
 	err = s.run(store.Uncached(ctx))
 	s.res.Damage = joined(s.v.res.Damage)

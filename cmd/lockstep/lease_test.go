@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -62,4 +65,32 @@ func TestPruneBesideAnExport(t *testing.T) {
 		t.Errorf("%+v", j)
 	}
 	w.want(4, "the recovery point that it lies over was deleted", "overlay", "commit", overlay)
+}
+
+// Whatever reads recovery points has leases on them: the file of one is there
+// afterwards.
+func TestReadersHaveLeases(t *testing.T) {
+	w, _ := web(t)
+	p := w.backup(api.StateUnrecoverable)
+	w.offsite()
+	sum := sha256.Sum256([]byte("point:" + p.ID))
+	lease := filepath.Join(dataDir(w.data).locks(), "key-"+hex.EncodeToString(sum[:12])+".lock")
+	for _, args := range [][]string{
+		{"prove", p.ID},
+		{"verify", p.ID},
+		{"verify"},
+		{"repository", "repair"},
+		{"repository", "copy", "--to", "offsite"},
+		{"restore", p.ID, "--disk", "vda=" + w.path("restored.img")},
+		{"restore", p.ID, "--disk", "vda=-"},
+		{"header", "export", p.ID + "/vda/disk", "--to", w.path("header.img")},
+	} {
+		_ = os.Remove(lease)
+		if code, _, stderr := w.run("", args...); code != 0 && code != 3 {
+			t.Errorf("%v: exit %d\n%s", args, code, stderr)
+		}
+		if _, err := os.Stat(lease); err != nil {
+			t.Errorf("%v: nobody had a lease: %v", args, err)
+		}
+	}
 }

@@ -48,6 +48,9 @@ type Options struct {
 	// Verify opens every extent that was copied where it lies then.
 	Verify   bool
 	Parallel int // objects at a time, 0: 4
+	// Lease, where it is not nil, keeps a recovery point of the source from being
+	// deleted while it is copied.
+	Lease func(ctx context.Context, point string) (release func(), err error)
 	// Progress is told of recovery points done, and of bytes copied so far.
 	Progress func(done, total int, bytes int64)
 }
@@ -65,7 +68,8 @@ type Result struct {
 	// Failed are the recovery points that could not be copied, and why. The
 	// others were.
 	Failed []Failure
-	// Problems are statements that could not be copied or do not count, in words.
+	// Problems are statements that could not be copied or do not count, and
+	// recovery points that the source deleted meanwhile, in words.
 	Problems []string
 }
 
@@ -155,6 +159,8 @@ func (c *copying) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		switch {
+		case (errors.Is(err, repository.ErrDamaged) || errors.Is(err, repository.ErrNotFound)) && c.gone(ctx, p.Point):
+			c.res.Problems = append(c.res.Problems, fmt.Sprintf("recovery point %s was deleted in the source before it was copied", p.Point))
 		case errors.Is(err, repository.ErrDamaged), errors.Is(err, repository.ErrNotFound): // the others need not suffer
 			c.res.Failed = append(c.res.Failed, Failure{p.Point, err})
 		case err != nil:
@@ -254,6 +260,27 @@ func (c *copying) choose(source []machinelog.Record) ([]machinelog.Record, error
 	return listed, nil
 }
 
+// lease keeps a recovery point in the source as long as it is copied.
+func (c *copying) lease(ctx context.Context, point string) (release func(), err error) {
+	if c.o.Lease == nil {
+		return func() {}, nil
+	}
+	if release, err = c.o.Lease(ctx, point); err != nil {
+		return nil, err
+	}
+	if c.gone(ctx, point) {
+		release()
+		return nil, fmt.Errorf("recovery point %s: %w", point, repository.ErrNotFound)
+	}
+	return release, nil
+}
+
+// gone reports whether the source's log, read anew, deletes a recovery point.
+func (c *copying) gone(ctx context.Context, point string) bool {
+	deleted, err := c.src.Deleted(ctx, c.mid)
+	return err == nil && deleted[point]
+}
+
 // maxTries bounds how often others may come in between.
 const maxTries = 16
 
@@ -261,6 +288,7 @@ const maxTries = 16
 // log meanwhile, a fence above all, may change what can be relied on: then
 // everything is looked at again, and what was moved is found there.
 func (c *copying) point(ctx context.Context, source []machinelog.Record, p machinelog.Record) error {
+	var release func()
 	for range maxTries {
 		there, err := c.at.Read(ctx)
 		if err != nil {
@@ -278,6 +306,12 @@ func (c *copying) point(ctx context.Context, source []machinelog.Record, p machi
 		case plan.Deleted:
 			c.res.Deleted++
 			return nil
+		}
+		if release == nil { // before anything of it is read
+			if release, err = c.lease(ctx, p.Point); err != nil {
+				return err
+			}
+			defer release()
 		}
 		mf, err := manifest(ctx, c.src, c.mid, p.Point)
 		if err != nil {

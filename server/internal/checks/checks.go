@@ -134,13 +134,7 @@ func (s routes) verifyOne(ctx context.Context, place frame.Place, points []catal
 	if err != nil {
 		return err
 	}
-	req.Lease = func(ctx context.Context, point string) (func(), error) {
-		l, err := s.Lease(ctx, point, "a verification")
-		if err != nil {
-			return nil, err
-		}
-		return l.Release, nil
-	}
+	req.Lease = s.Leases("a verification")
 	req.Repository, req.All, req.Progress = repo, len(points) == 0, frame.Progress(p)
 	if c, err := s.Catalog(ctx); err == nil {
 		req.Readings, req.Now = c.Readings, s.Now

@@ -51,7 +51,7 @@ func (s routes) scrub(ctx context.Context, c *catalog.Catalog, place frame.Place
 		}
 	}
 	found, err := verify.Scrub(ctx, verify.ScrubRequest{
-		Repository: repo, Readings: c.Readings, Now: s.Now, Progress: frame.Progress(p), Bytes: r.Bytes,
+		Repository: repo, Readings: c.Readings, Now: s.Now, Progress: frame.Progress(p), Bytes: r.Bytes, Lease: s.Leases("a scrub"),
 		For: time.Duration(r.ForSeconds) * time.Second, OlderThan: time.Duration(r.OlderThanSeconds) * time.Second,
 	})
 	res := &api.ScrubResult{

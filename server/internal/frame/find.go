@@ -127,7 +127,7 @@ func (s *Frame) PointsOf(ctx context.Context, c *catalog.Catalog, m catalog.Mach
 func (s *Frame) Custody(ctx context.Context, c *catalog.Catalog) prove.Deps {
 	d := prove.Deps{
 		Catalog: c, Prover: s.Prover, Recipients: s.Recipients, Installation: s.Installation,
-		Formats: s.Formats, Live: s.LiveDisks, Now: s.Now, Log: s.Log, Actor: s.ActorOf(ctx),
+		Formats: s.Formats, Live: s.LiveDisks, Lease: s.Leases("a proof"), Now: s.Now, Log: s.Log, Actor: s.ActorOf(ctx),
 		Audit: func(ctx context.Context, e audit.Event) error {
 			_, err := s.Audit.Append(context.WithoutCancel(ctx), e)
 			return err

@@ -28,6 +28,17 @@ func (s *Frame) Lease(ctx context.Context, point, what string) (*job.Lock, error
 	return Lease(ctx, s.Locks, point, what)
 }
 
+// Leases is Lease for who reads one recovery point after the other.
+func (s *Frame) Leases(what string) func(ctx context.Context, point string) (release func(), err error) {
+	return func(ctx context.Context, point string) (func(), error) {
+		l, err := s.Lease(ctx, point, what)
+		if err != nil {
+			return nil, err
+		}
+		return l.Release, nil
+	}
+}
+
 // claim is the other side: it keeps readers off for as long as it takes to
 // delete a recovery point.
 func (s *Frame) claim(point string) (done func(), err error) {

@@ -177,7 +177,7 @@ func (s routes) copyMachine(ctx context.Context, c *catalog.Catalog, src *reposi
 	if err != nil && !errors.Is(err, repository.ErrDamaged) {
 		return nil, err
 	}
-	o := copies.Options{Newest: r.Newest, Verify: r.Verify, Progress: func(_, _ int, n int64) {
+	o := copies.Options{Newest: r.Newest, Verify: r.Verify, Lease: s.Leases("a copy to " + d.to.Name), Progress: func(_, _ int, n int64) {
 		p.Progress(job.Progress{Phase: "copy", Done: n, Unit: "bytes", Note: d.machine.Name + " to " + d.to.Name})
 	}}
 	if len(r.Points) > 0 {
@@ -361,7 +361,7 @@ func (s routes) noteRepair(ctx context.Context, place frame.Place, keys []string
 
 // damaged are the keys of objects that a verification of everything names.
 func (s routes) damaged(ctx context.Context, repo *repository.Repository, p *job.Reporter) ([]string, error) {
-	found, err := verify.Run(ctx, verify.Request{Repository: repo, All: true, Progress: frame.Progress(p)})
+	found, err := verify.Run(ctx, verify.Request{Repository: repo, All: true, Lease: s.Leases("a repair"), Progress: frame.Progress(p)})
 	var keys []string
 	for _, d := range found.Damage {
 		if !slices.Contains(keys, d.Object) {

@@ -138,6 +138,11 @@ func (s routes) measure(ctx context.Context, repo *repository.Repository, mid st
 			continue // it came after that was measured
 		}
 		mf, err := repo.Manifest(ctx, p)
+		if errors.Is(err, repository.ErrNotFound) {
+			if deleted, derr := repo.Deleted(ctx, mid); derr == nil && deleted[p.ID] {
+				continue // since it was listed
+			}
+		}
 		if err != nil {
 			return v, nil, err
 		}
