@@ -19,12 +19,16 @@ const WholeDisk = "disk"
 const (
 	ClassUnknown = "unknown" // nothing recognised, not random either
 	ClassTable   = "partition-table"
+	// ClassUnmapped is a logical volume whose bytes are not all on the disk, or of a
+	// kind that is not read; Area.Note says which.
+	ClassUnmapped = "logical-volume"
 )
 
-// Area is a part of a disk that was looked at: the disk itself or a partition.
+// Area is a part of a disk that was looked at: the disk itself, a partition (of
+// a member of a RAID1, its data), or a logical volume.
 type Area struct {
-	ID    string     `json:"id"` // as Volume.ID
-	Range disk.Range `json:"range"`
+	ID    string     `json:"id"`    // as Volume.ID
+	Range disk.Range `json:"range"` // as Volume.Range; empty of a logical volume that is not mapped
 	// Class is the type of the volume there, or what blockstack recognised, e.g. "ext4", "swap", "empty".
 	Class string `json:"class"`
 	Note  string `json:"note,omitempty"`
@@ -53,56 +57,59 @@ type FindOptions struct {
 	Declared map[string]map[string]string
 }
 
-// maxAreas bounds the partitions that are looked into.
+// maxAreas bounds the partitions that are looked into, and the logical volumes.
 const maxAreas = 512
 
-// Find looks at a disk and at each of its partitions: what is encrypted there,
-// by which of the formats it opens, and what the rest is. Encryption that is
+// Find looks at a disk, at each of its partitions, and at the logical volumes of
+// its own volume groups: what is encrypted there, by which of the formats it
+// opens, and what the rest is. LVM inside an encrypted volume is seen only when
+// that is open, and not here. Encryption that is
 // recognised and that no format reads becomes a Volume with Unsupported set.
 // An error means that the disk could not be read; damage is in the report.
 func Find(ctx context.Context, r io.ReaderAt, size int64, opts FindOptions) (*Report, error) {
-	rep := &Report{Volumes: []Volume{}, Areas: []Area{}}
-	f := finder{report: rep, opts: opts, r: r}
+	f := finder{report: &Report{Volumes: []Volume{}, Areas: []Area{}}, opts: opts, r: r}
 	defer f.missedDeclarations()
-	if _, ok := opts.Detached[WholeDisk]; ok || f.declaredWhole() {
+	err := f.tables(ctx, size)
+	if err == nil {
+		err = f.volumeGroups(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inspect disk: %w", err)
+	}
+	return f.report, f.missedHeaders()
+}
+
+// tables looks at the disk and its partitions.
+func (f *finder) tables(ctx context.Context, size int64) error {
+	whole := disk.Range{Length: size}
+	if _, ok := f.opts.Detached[WholeDisk]; ok || f.declaredWhole() {
 		// The header outside, or the user, says that this is ciphertext from the
 		// first byte on; whatever looks like a table in it is chance or a leftover.
-		if err := f.look(ctx, WholeDisk, disk.Range{Length: size}); err != nil {
-			return nil, fmt.Errorf("inspect disk: %w", err)
-		}
-		rep.Layout = disk.Layout{Table: disk.TableNone, SectorSize: disk.SectorSize}
-		return rep, f.missedHeaders()
+		f.report.Layout = disk.Layout{Table: disk.TableNone, SectorSize: disk.SectorSize}
+		return f.look(ctx, WholeDisk, whole)
 	}
-	layout, err := disk.ReadLayout(r, size)
+	layout, err := disk.ReadLayout(f.r, size)
 	if err != nil {
-		return nil, fmt.Errorf("inspect disk: %w", err)
+		return err
 	}
-	rep.Layout = layout
-	rep.Warnings = append(rep.Warnings, layout.Warnings...)
-	whole := disk.Range{Length: size}
+	f.report.Layout = layout
+	f.report.Warnings = append(f.report.Warnings, layout.Warnings...)
 	if layout.Table == disk.TableNone {
-		if err := f.look(ctx, WholeDisk, whole); err != nil {
-			return nil, fmt.Errorf("inspect disk: %w", err)
-		}
-		return rep, f.missedHeaders()
+		return f.look(ctx, WholeDisk, whole)
 	}
-	covered, err := f.lookAtWhole(ctx, whole)
-	if err != nil {
-		return nil, fmt.Errorf("inspect disk: %w", err)
-	}
-	if covered {
-		return rep, f.missedHeaders()
+	if covered, err := f.lookAtWhole(ctx, whole); err != nil || covered {
+		return err
 	}
 	for i, p := range layout.Partitions {
 		if i == maxAreas {
-			rep.Warnings = append(rep.Warnings, fmt.Sprintf("only the first %d of %d partitions were looked into", maxAreas, len(layout.Partitions)))
+			f.warn("only the first %d of %d partitions were looked into", maxAreas, len(layout.Partitions))
 			break
 		}
 		if err := f.look(ctx, fmt.Sprintf("p%d", p.Number), p.Range); err != nil {
-			return nil, fmt.Errorf("inspect disk: partition %d: %w", p.Number, err)
+			return fmt.Errorf("partition %d: %w", p.Number, err)
 		}
 	}
-	return rep, f.missedHeaders()
+	return nil
 }
 
 type finder struct {
@@ -112,6 +119,8 @@ type finder struct {
 	used   []string // detached headers that found their volume
 
 	declaredSeen []string // declarations that found their place
+
+	pvs []physical // LVM's physical volumes among the areas
 }
 
 // missedHeaders refuses a detached header that belongs to no area: its volume
@@ -164,10 +173,20 @@ func (f *finder) warn(format string, args ...any) {
 
 // look finds what is in one range and adds it to the report.
 func (f *finder) look(ctx context.Context, id string, rng disk.Range) error {
+	return f.lookAt(ctx, Volume{ID: id, Range: rng})
+}
+
+// lookAt is look for a place of one range or several.
+func (f *finder) lookAt(ctx context.Context, at Volume) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	place := Place{Data: io.NewSectionReader(f.r, rng.Offset, rng.Length), Size: rng.Length}
+	member, err := f.intoMirror(ctx, &at)
+	if err != nil {
+		return err
+	}
+	id := at.ID
+	place := Place{Data: PlaceOf(f.r, at), Size: at.Size()}
 	detached, isDetached := f.opts.Detached[id]
 	if isDetached {
 		place.Header, place.HeadSize = detached.R, detached.Size
@@ -202,10 +221,10 @@ func (f *finder) look(ctx context.Context, id string, rng disk.Range) error {
 			}
 		}
 	}
-	area := Area{ID: id, Range: rng, Class: ClassUnknown}
+	area := Area{ID: id, Range: at.Range, Class: ClassUnknown}
 	switch {
 	case v != nil:
-		v.ID, v.Range = id, rng
+		v.ID, v.Range, v.Extents = id, at.Range, at.Extents
 		area.Class = v.Type
 		f.report.Volumes = append(f.report.Volumes, *v)
 	case len(signatures) > 0:
@@ -215,6 +234,14 @@ func (f *finder) look(ctx context.Context, id string, rng disk.Range) error {
 	if v == nil && isFAT(area.Class) && signatures[0].Label == "BEK VOLUME" {
 		f.warn("%s: this is the BEK volume of Azure Disk Encryption: it holds the keys of the machine's other disks in clear", id)
 		area.Note = "BEK VOLUME"
+	}
+	if member != "" {
+		area.Note = joinNotes(member, area.Note)
+	}
+	if area.Class == blockstack.LVM2 {
+		if err := f.physicalVolume(at, &area); err != nil {
+			return err
+		}
 	}
 	f.report.Areas = append(f.report.Areas, area)
 	return nil
