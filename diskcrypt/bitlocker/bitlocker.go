@@ -116,7 +116,7 @@ func (m *metadata) unsupported() string {
 		return ""
 	case !known:
 		return fmt.Sprintf("encryption method %#04x: hardware encryption, or newer than this program", b.Method)
-	case m.eowFailed != nil:
+	case m.eowFailed != nil && (b.State != fve.StateEncrypted || b.Next != fve.StateEncrypted):
 		return fmt.Sprintf("a conversion whose state cannot be read: %v", m.eowFailed)
 	case b.Version == 1 && (b.State != fve.StateEncrypted || b.Next != fve.StateEncrypted):
 		return "a volume of Windows Vista in the middle of a conversion"
@@ -132,6 +132,9 @@ func (m *metadata) conversion() string {
 			return ""
 		}
 		return fmt.Sprintf("used-space-only conversion: %d %% of the volume is encrypted", m.eow.Done*100/m.eow.Chunks)
+	}
+	if m.eowFailed != nil {
+		return "used-space-only conversion; how far it came is lost"
 	}
 	share := ""
 	if b.Version == 2 && m.size > 0 {

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 
 	"github.com/lockstep-backup/lockstep/blockstack"
@@ -25,7 +27,8 @@ type metadata struct {
 	copies     []*fve.Block // all good ones, newest first
 	eow        *fve.EOW
 	eowFailed  error
-	orphan     bool // the boot sector is lost
+	orphan     bool  // the boot sector is lost
+	backupBoot int64 // Vista: where the copy of the boot sector lies unencrypted, 0: nowhere
 	warnings   []string
 }
 
@@ -221,6 +224,9 @@ func guessSector(b *fve.Block) int64 {
 // conversionState reads the bitmaps of a conversion. What is wrong with them is
 // in eowFailed; the error is the device's.
 func (m *metadata) conversionState(p diskcrypt.Place) (err error) {
+	if m.block.Version == 1 {
+		return m.vistaBackup(p)
+	}
 	if len(m.boot.EOW) == 0 {
 		return nil
 	}
@@ -228,6 +234,7 @@ func (m *metadata) conversionState(p diskcrypt.Place) (err error) {
 		m.eow = nil
 		if errors.Is(err, fve.ErrDamaged) {
 			m.eowFailed = err
+			m.warn("%v: all of the volume is taken for encrypted, as its metadata say; what a conversion did not reach comes out as garbage", err)
 			return nil
 		}
 		return fmt.Errorf("read the conversion's state: %w", err)
@@ -235,6 +242,24 @@ func (m *metadata) conversionState(p diskcrypt.Place) (err error) {
 	m.warnings = append(m.warnings, m.eow.Warnings...)
 	if m.eow.Mixed() && m.block.State != fve.StateDecrypted {
 		m.warn("a conversion is in progress: the chunks at its edge may hold both ciphertext and plaintext")
+	}
+	return nil
+}
+
+// vistaBackup looks for the copy of the boot sector behind the file system's last
+// sector: like the first one it is not encrypted, if it is there at all.
+func (m *metadata) vistaBackup(p diskcrypt.Place) error {
+	const totalSectors = 40
+	sectors := int64(binary.LittleEndian.Uint64(m.bootSector[totalSectors:]) & math.MaxInt64)
+	if sectors <= vistaPlain/m.sector || sectors >= m.logicalSize()/m.sector {
+		return nil
+	}
+	b := make([]byte, fve.BootSize)
+	if _, err := io.ReadFull(io.NewSectionReader(p.Data, sectors*m.sector, fve.BootSize), b); err != nil {
+		return fmt.Errorf("read the copy of the boot sector: %w", err)
+	}
+	if boot, err := fve.ParseBoot(b); err == nil && boot.Flavour == fve.Vista {
+		m.backupBoot = sectors * m.sector
 	}
 	return nil
 }

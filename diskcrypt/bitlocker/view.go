@@ -57,6 +57,9 @@ func (m *metadata) encrypted() disk.Ranges {
 		return nil
 	case b.Version == 1:
 		all.Offset, all.Length = vistaPlain, max(0, all.Length-vistaPlain)
+		if m.backupBoot > 0 {
+			return disk.Normalize(all).Subtract(disk.Normalize(disk.Range{Offset: m.backupBoot, Length: m.sector}))
+		}
 	case m.eow != nil:
 		return m.align(m.eow.Encrypted.Intersect(m.all()))
 	case b.StateOffset != 0:
@@ -114,30 +117,43 @@ func (m *metadata) plan(c plainview.Cipher) plainview.Runs {
 	return runs
 }
 
-// data is what the plan's runs are read from: on Vista the boot sector is the
-// file system's own with two fields changed, which are put back.
+// data is what the plan's runs are read from: on Vista the boot sector, and its
+// copy in the last sector, are the file system's own with two fields changed,
+// which are put back.
 func (m *metadata) data(r io.ReaderAt) io.ReaderAt {
 	if m.block.Version != 1 {
 		return r
 	}
-	const mirrorLCN = 56
-	p := patched{ReaderAt: r}
-	copy(p.boot[:], m.bootSector)
-	copy(p.boot[3:], "NTFS    ")
-	binary.LittleEndian.PutUint64(p.boot[mirrorLCN:], m.block.MirrorLCN)
+	p := patched{ReaderAt: r, mirror: m.block.MirrorLCN, at: []int64{0}}
+	if m.backupBoot > 0 {
+		p.at = append(p.at, m.backupBoot)
+	}
 	return p
 }
 
-// patched reads another first sector.
+// patched gives Vista's boot sectors as NTFS had them.
 type patched struct {
 	io.ReaderAt
-	boot [fve.BootSize]byte
+	mirror uint64
+	at     []int64
 }
 
 func (p patched) ReadAt(b []byte, off int64) (int, error) {
 	n, err := p.ReaderAt.ReadAt(b, off)
-	if off >= 0 && off < int64(len(p.boot)) {
-		copy(b[:n], p.boot[off:])
+	for _, at := range p.at {
+		patch(b[:n], at+3-off, []byte("NTFS    "))
+		patch(b[:n], at+56-off, binary.LittleEndian.AppendUint64(nil, p.mirror))
 	}
 	return n, err
+}
+
+// patch puts what of field lies inside b at its place, which may begin before b.
+func patch(b []byte, at int64, field []byte) {
+	switch {
+	case at <= -int64(len(field)) || at >= int64(len(b)):
+	case at < 0:
+		copy(b, field[-at:])
+	default:
+		copy(b[at:], field)
+	}
 }
