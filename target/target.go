@@ -21,6 +21,9 @@ type Options struct {
 	Force  bool   // overwrite what is there
 	Larger bool   // take a device that is larger than the disk; what lies behind the disk stays as it is
 	Format string // "raw" (default) or another that the adapter knows
+	// InPlace changes what is there: it must exist, its size is its own and size, if
+	// not 0, the least it must have; what is never written stays, also after Abort.
+	InPlace bool
 }
 
 // Disk is a disk being written. WriteAt is safe for concurrent use on disjoint

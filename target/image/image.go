@@ -40,7 +40,8 @@ var _ target.Opener = Opener{}
 // are zero; with opts.Force also what has content, all of which, as far as the
 // disk reaches, is then replaced. A new file belongs to its owner only (mode 0600).
 // It fails with target.ErrNotEmpty, ErrTooSmall, ErrLarger, ErrNotNamed, ErrInUse, or
-// ErrFormat; nothing has been written then.
+// ErrFormat; nothing has been written then. With opts.InPlace what is there is
+// opened as it is.
 func (Opener) Open(ctx context.Context, spec string, size int64, opts target.Options) (target.Disk, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open target: %w", err)
@@ -48,7 +49,7 @@ func (Opener) Open(ctx context.Context, spec string, size int64, opts target.Opt
 	if opts.Format != "" && opts.Format != "raw" {
 		return nil, fmt.Errorf("open target: %q: %w", opts.Format, ErrFormat)
 	}
-	if size <= 0 {
+	if size < 0 || size == 0 && !opts.InPlace {
 		return nil, fmt.Errorf("open target: a disk of %d bytes cannot be written", size)
 	}
 	path, query, err := disk.LocalPath(spec)
@@ -62,8 +63,11 @@ func (Opener) Open(ctx context.Context, spec string, size int64, opts target.Opt
 		return nil, fmt.Errorf("open target %s: %w: it is written like a folder", path, target.ErrNotNamed)
 	}
 	st, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !opts.InPlace {
 		return create(path, size)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open target %s: %w: it does not exist", path, target.ErrNotNamed)
 	}
 	if err != nil {
 		return nil, openError(path, err)
@@ -121,7 +125,9 @@ func takeExisting(path string, before fs.FileInfo, size int64, opts target.Optio
 	}
 	d := &Disk{path: path, size: size, file: f, device: before.Mode()&fs.ModeDevice != 0}
 	err = d.check(before, opts)
-	if err == nil && d.device {
+	if err == nil && opts.InPlace {
+		err = d.lock()
+	} else if err == nil && d.device {
 		err = d.openDirect()
 	} else if err == nil {
 		err = d.prepareFile()
@@ -148,6 +154,9 @@ func (d *Disk) check(before fs.FileInfo, opts target.Options) error {
 	if by != "" {
 		return fmt.Errorf("open target %s: %w: %s", d.path, target.ErrInUse, by)
 	}
+	if opts.InPlace {
+		return d.takeSize(now.Size())
+	}
 	if !d.device {
 		if now.Size() > 0 && !opts.Force {
 			return fmt.Errorf("open target %s: %w: it has %d bytes", d.path, target.ErrNotEmpty, now.Size())
@@ -171,6 +180,21 @@ func (d *Disk) check(before fs.FileInfo, opts target.Options) error {
 	return d.checkBlank(capacity)
 }
 
+// takeSize makes the disk as large as what is there.
+func (d *Disk) takeSize(size int64) error {
+	if d.device {
+		var err error
+		if size, err = disk.DeviceSize(d.file); err != nil {
+			return openError(d.path, err)
+		}
+	}
+	if size < d.size || size == 0 {
+		return fmt.Errorf("open target %s: %w: it has %d bytes of %d", d.path, target.ErrTooSmall, size, d.size)
+	}
+	d.inPlace, d.size, d.capacity = true, size, size
+	return nil
+}
+
 // checkBlank looks where every partition table, file system and container has a mark.
 func (d *Disk) checkBlank(capacity int64) error {
 	edge := make([]byte, min(1<<20, capacity))
@@ -189,11 +213,8 @@ func (d *Disk) checkBlank(capacity int64) error {
 // and nothing of an old content is left. It is locked first, so that nobody who
 // asks for locks sees it half-written.
 func (d *Disk) prepareFile() error {
-	if err := disk.LockForWriting(d.file); err != nil {
-		if errors.Is(err, disk.ErrLocked) {
-			err = fmt.Errorf("%w: %w", target.ErrInUse, err)
-		}
-		return openError(d.path, err)
+	if err := d.lock(); err != nil {
+		return err
 	}
 	for _, size := range []int64{0, d.size} {
 		if err := d.file.Truncate(size); err != nil {
@@ -201,6 +222,20 @@ func (d *Disk) prepareFile() error {
 		}
 	}
 	return d.openDirect()
+}
+
+func (d *Disk) lock() error {
+	if d.device {
+		return nil // O_EXCL claims it
+	}
+	err := disk.LockForWriting(d.file)
+	switch {
+	case errors.Is(err, disk.ErrLocked):
+		return openError(d.path, fmt.Errorf("%w: %w", target.ErrInUse, err))
+	case err != nil:
+		return openError(d.path, err)
+	}
+	return nil
 }
 
 func (d *Disk) openDirect() error {
@@ -221,6 +256,8 @@ type Disk struct {
 	size   int64
 	device bool
 	made   bool // by Open
+	// inPlace: what is never written stays
+	inPlace bool
 	// capacity of a device, 0 of a file, which is made as large as the disk
 	capacity int64
 	file     *os.File
@@ -389,7 +426,7 @@ func (d *Disk) Commit() error {
 	if d.done {
 		return fmt.Errorf("commit target: %w", os.ErrClosed)
 	}
-	if d.device {
+	if d.device && !d.inPlace {
 		for _, r := range (disk.Ranges{{Offset: 0, Length: d.size}}).Subtract(d.written) {
 			if err := d.zero(r.Offset, r.Length); err != nil {
 				return fmt.Errorf("commit target %s: zero what was never written: %w", d.path, err)
@@ -414,7 +451,7 @@ func (d *Disk) Commit() error {
 }
 
 // Abort removes a new file, and empties one that was there, so that nobody
-// takes it for a disk; a device keeps what was written. After Commit, or a
+// takes it for a disk; a device, and what was opened in place, keeps what was written. After Commit, or a
 // second time, it does nothing.
 func (d *Disk) Abort() error {
 	d.mu.Lock()
@@ -427,7 +464,7 @@ func (d *Disk) Abort() error {
 	switch {
 	case d.made:
 		err = d.removeOwn()
-	case !d.device:
+	case !d.device && !d.inPlace:
 		err = d.file.Truncate(0)
 	}
 	if err = errors.Join(err, d.close()); err != nil {

@@ -165,3 +165,43 @@ func TestWriteAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations a write", n)
 	}
 }
+
+// TestInPlace: what is there stays but for what is written.
+func TestInPlace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	open := func(size int64) (target.Disk, error) {
+		return Opener{}.Open(t.Context(), path, size, target.Options{InPlace: true})
+	}
+	if _, err := open(0); !errors.Is(err, target.ErrNotNamed) {
+		t.Fatalf("nothing there: %v", err)
+	}
+	want := bytes.Repeat([]byte("old "), 3000)
+	if err := os.WriteFile(path, want, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open(12001); !errors.Is(err, target.ErrTooSmall) {
+		t.Fatalf("too small: %v", err)
+	}
+	for _, end := range []func(target.Disk) error{target.Disk.Commit, target.Disk.Abort} {
+		d, err := open(5000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Capacity() != 12000 {
+			t.Fatal(d.Capacity())
+		}
+		if _, err := d.WriteAt([]byte("x"), 12000); err == nil {
+			t.Fatal("wrote behind the end")
+		}
+		if _, err := d.WriteAt([]byte("new"), 8191); err != nil {
+			t.Fatal(err)
+		}
+		if err := end(d); err != nil {
+			t.Fatal(err)
+		}
+		copy(want[8191:], "new")
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("content: %v", err)
+		}
+	}
+}
