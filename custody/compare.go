@@ -213,6 +213,9 @@ func (c *comparison) volume(d DiskVolumes, old, now diskcrypt.Volume) []Change {
 	one := func(kind ChangeKind, text string, ids ...string) Change {
 		return Change{Disk: disk, Volume: now.ID, Kind: kind, Text: text, Protectors: ids}
 	}
+	if kind, text := declaredChange(old, now); kind != "" {
+		return []Change{one(kind, text)}
+	}
 	e, known := c.known[VolumeKey{Disk: disk, Volume: now.ID}]
 	same, sure := sameFingerprint(e.Volume.Epoch, now.Epoch)
 	back := known && hasHeader(now) && !erased(now) && (sure && same || c.sawHeader(disk, now))
@@ -274,9 +277,29 @@ func (c *comparison) volume(d DiskVolumes, old, now diskcrypt.Volume) []Change {
 		return out
 	}
 	if old.HeaderDigest != now.HeaderDigest {
+		if !epochKnown {
+			return []Change{one(ChangeHeader, "the header changed, its protectors did not")}
+		}
 		return []Change{one(ChangeHeader, "the header changed, protectors and volume key did not")}
 	}
 	return []Change{one(ChangeNone, "the same header")}
+}
+
+// declaredChange is what changed of a volume that is not seen but declared, ""
+// where headers tell it.
+func declaredChange(old, now diskcrypt.Volume) (ChangeKind, string) {
+	was, is := diskcrypt.FormatDeclaration(old.Declared), diskcrypt.FormatDeclaration(now.Declared)
+	switch {
+	case was == "" && is != "" && old.Type == diskcrypt.TypeOpaque:
+		return ChangeHeader, "declared as " + is
+	case was != "" && is == "" && now.Type == diskcrypt.TypeOpaque:
+		return ChangeOpaque, "it is not declared any more: it was declared as " + was
+	case was != "" && is != "" && was != is:
+		return ChangeHeader, "declared as " + is + ", no more as " + was
+	case is != "" && now.Type == diskcrypt.TypePlain:
+		return ChangeNone, "no header, and declared as before"
+	}
+	return "", ""
 }
 
 func compareProtectors(disk string, old, now diskcrypt.Volume) []Change {

@@ -248,6 +248,9 @@ func (f PointFacts) unopened(vol VolumeFacts) (State, []string) {
 	case vol.Volume.Unsupported == "":
 		why = append(why, "no escrowed secret claims to open it")
 	}
+	if vol.Volume.Type == diskcrypt.TypePlain && refused > 0 {
+		why = append(why, "plain dm-crypt has no check of its key: it may be the declaration that is wrong, or it holds what has no signature")
+	}
 	if vol.Volume.Unsupported != "" {
 		// No secret would change that, so nothing is said of there being none.
 		why = append([]string{ReasonUnsupported + vol.Volume.Unsupported}, why...)

@@ -59,7 +59,7 @@ func (h History) After(now []DiskVolumes) History {
 	}
 	for _, d := range now {
 		for _, v := range d.Volumes {
-			if !hasHeader(v) || erased(v) {
+			if !hasHeader(v) || erased(v) || v.Declared != nil { // nobody sees that a declared one has no header any more
 				continue
 			}
 			k := VolumeKey{Disk: d.Disk, Volume: v.ID}

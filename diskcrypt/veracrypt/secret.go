@@ -87,7 +87,7 @@ func secretOf(kind diskcrypt.Kind, given envelope.Secret) (Secret, error) {
 			s.Wipe()
 			return Secret{}, errSecret // what is wrong with it may quote it
 		}
-		if _, err := d.Token(); !errors.Is(err, io.EOF) || d.InputOffset() != int64(len(b)) {
+		if _, err := d.Token(); !errors.Is(err, io.EOF) || !bytes.HasSuffix(b, []byte("}")) {
 			s.Wipe()
 			return Secret{}, errSecret
 		}
