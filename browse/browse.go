@@ -20,6 +20,7 @@ import (
 	"github.com/lockstep-backup/lockstep/blockstack"
 	"github.com/lockstep-backup/lockstep/browse/internal/extfs"
 	"github.com/lockstep-backup/lockstep/browse/internal/fsys"
+	"github.com/lockstep-backup/lockstep/browse/internal/ntfs"
 	"github.com/lockstep-backup/lockstep/browse/internal/xfs"
 )
 
@@ -88,6 +89,8 @@ func open(r io.ReaderAt, size int64, class string) (fsys.FS, error) {
 		return extfs.Open(r, size)
 	case blockstack.XFS:
 		return xfs.Open(r, size)
+	case blockstack.NTFS:
+		return ntfs.Open(r, size)
 	}
 	return nil, fsys.Unsupported("%q", class)
 }

@@ -140,3 +140,12 @@ func Text(b []byte) string {
 	b, _, _ = bytes.Cut(b, []byte{0})
 	return string(b)
 }
+
+// Clip ends the runs at size, in place: what is behind it is a hole.
+func (r Runs) Clip(size int64) Runs {
+	r = r[:sort.Search(len(r), func(i int) bool { return r[i].At >= size })]
+	if k := len(r); k > 0 {
+		r[k-1].Length = min(r[k-1].Length, size-r[k-1].At)
+	}
+	return r
+}
