@@ -21,7 +21,10 @@ import (
 	"github.com/lockstep-backup/lockstep/custody/prover"
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/diskcrypt/bitlocker"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
+	"github.com/lockstep-backup/lockstep/diskcrypt/plaindm"
+	"github.com/lockstep-backup/lockstep/diskcrypt/veracrypt"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/job"
 	"github.com/lockstep-backup/lockstep/keymanager"
@@ -38,7 +41,7 @@ import (
 )
 
 // formats are the kinds of encryption that this program reads.
-func formats() []diskcrypt.Format { return []diskcrypt.Format{luks.Format{}} }
+func formats() []diskcrypt.Format { return []diskcrypt.Format{luks.Format{}, bitlocker.Format{}, veracrypt.Format{}, plaindm.Format{}} }
 
 // engine is an installation as one process has it open. What a command does
 // not need is not opened: secrets can be read with the repository gone.

@@ -23,7 +23,10 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/diskcrypt/bitlocker"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
+	"github.com/lockstep-backup/lockstep/diskcrypt/plaindm"
+	"github.com/lockstep-backup/lockstep/diskcrypt/veracrypt"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/kit"
 	"github.com/lockstep-backup/lockstep/repository"
@@ -434,7 +437,7 @@ func (a *app) with(ctx context.Context, fn func(r *rescue.Rescue) error) error {
 	defer func() { _ = st.Close() }()
 	r, err := rescue.Open(ctx, rescue.Options{
 		Store: st, Identities: ids, Passphrase: passphrase, Kits: kits, Unpinned: a.unpinned,
-		Formats: []diskcrypt.Format{luks.Format{}}, Log: slog.New(slog.DiscardHandler),
+		Formats: []diskcrypt.Format{luks.Format{}, bitlocker.Format{}, veracrypt.Format{}, plaindm.Format{}}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err
