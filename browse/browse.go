@@ -18,7 +18,9 @@ import (
 	"sync"
 
 	"github.com/lockstep-backup/lockstep/blockstack"
+	"github.com/lockstep-backup/lockstep/browse/internal/exfat"
 	"github.com/lockstep-backup/lockstep/browse/internal/extfs"
+	"github.com/lockstep-backup/lockstep/browse/internal/fat"
 	"github.com/lockstep-backup/lockstep/browse/internal/fsys"
 	"github.com/lockstep-backup/lockstep/browse/internal/ntfs"
 	"github.com/lockstep-backup/lockstep/browse/internal/xfs"
@@ -91,6 +93,10 @@ func open(r io.ReaderAt, size int64, class string) (fsys.FS, error) {
 		return xfs.Open(r, size)
 	case blockstack.NTFS:
 		return ntfs.Open(r, size)
+	case blockstack.FAT12, blockstack.FAT16, blockstack.FAT32:
+		return fat.Open(r, size)
+	case blockstack.ExFAT:
+		return exfat.Open(r, size)
 	}
 	return nil, fsys.Unsupported("%q", class)
 }
