@@ -41,7 +41,9 @@ import (
 )
 
 // formats are the kinds of encryption that this program reads.
-func formats() []diskcrypt.Format { return []diskcrypt.Format{luks.Format{}, bitlocker.Format{}, veracrypt.Format{}, plaindm.Format{}} }
+func formats() []diskcrypt.Format {
+	return []diskcrypt.Format{luks.Format{}, bitlocker.Format{}, veracrypt.Format{}, plaindm.Format{}}
+}
 
 // engine is an installation as one process has it open. What a command does
 // not need is not opened: secrets can be read with the repository gone.
