@@ -124,7 +124,7 @@ shown with it.`,
 
 func (a group) headerCommand() *cobra.Command {
 	return a.Group("header", "Encryption headers", shell.GroupDaily,
-		"lockstep header export web01@latest/vda/p2 --to web01-p2.luks", a.headerExport())
+		"lockstep header export web01@latest/vda/p2 --to web01-p2.luks", a.headerExport(), a.headerRestore())
 }
 
 func (a group) headerExport() *cobra.Command {
