@@ -74,7 +74,7 @@ func (c *Cipher) Decrypt(b []byte, sectorSize int, first, step uint64) {
 		c.fastData.DecryptXTS(c.fastTwk, b, sectorSize, &iv, step)
 		return
 	}
-	c.portable(b, sectorSize, &iv, step, c.data.Decrypt)
+	c.portable(b, sectorSize, &iv, step, decryptBlocks)
 }
 
 // Encrypt is the inverse of Decrypt.
@@ -84,7 +84,7 @@ func (c *Cipher) Encrypt(b []byte, sectorSize int, first, step uint64) {
 		c.fastData.EncryptXTS(c.fastTwk, b, sectorSize, &iv, step)
 		return
 	}
-	c.portable(b, sectorSize, &iv, step, c.data.Encrypt)
+	c.portable(b, sectorSize, &iv, step, encryptBlocks)
 }
 
 // DecryptSector decrypts one sector under a tweak that is not such a number.
@@ -93,7 +93,7 @@ func (c *Cipher) DecryptSector(sector []byte, tweak *[16]byte) {
 		c.fastData.DecryptXTS(c.fastTwk, sector, len(sector), tweak, 0)
 		return
 	}
-	c.portable(sector, len(sector), tweak, 0, c.data.Decrypt)
+	c.portable(sector, len(sector), tweak, 0, decryptBlocks)
 }
 
 // EncryptSector is the inverse of DecryptSector.
@@ -102,7 +102,7 @@ func (c *Cipher) EncryptSector(sector []byte, tweak *[16]byte) {
 		c.fastData.EncryptXTS(c.fastTwk, sector, len(sector), tweak, 0)
 		return
 	}
-	c.portable(sector, len(sector), tweak, 0, c.data.Encrypt)
+	c.portable(sector, len(sector), tweak, 0, encryptBlocks)
 }
 
 // Wipe overwrites the key schedules that are the Cipher's own: with AES
@@ -125,42 +125,67 @@ const stretch = 4096
 
 var scratch = sync.Pool{New: func() any { return new([stretch + blockSize]byte) }}
 
-func (c *Cipher) portable(b []byte, sectorSize int, iv *[blockSize]byte, step uint64, do func(dst, src []byte)) {
+func (c *Cipher) portable(b []byte, sectorSize int, iv *[blockSize]byte, step uint64, do func(k cipher.Block, b []byte)) {
 	if sectorSize <= 0 || sectorSize%blockSize != 0 || len(b)%sectorSize != 0 {
 		panic("xts: not a whole number of blocks and sectors")
 	}
 	buf := scratch.Get().(*[stretch + blockSize]byte)
 	defer scratch.Put(buf)
 	defer clear(buf[:])
-	tweaks, t := buf[:stretch], buf[stretch:]
-	// A stretch is of several small sectors, or a part of a large one.
+	tweaks, first := buf[:stretch], buf[stretch:]
 	number := binary.LittleEndian.Uint64(iv[:])
-	var lo, hi uint64
-	left := 0 // bytes of the sector that lo, hi belong to
+	// A stretch is of several small sectors, or a part of a large one.
+	var t tweak
+	left := 0 // bytes of the sector that t is the next tweak of
 	for len(b) > 0 {
 		part := b[:min(len(b), stretch)]
 		b = b[len(part):]
-		for i := 0; i < len(part); i += blockSize {
+		for at := 0; at < len(part); {
 			if left == 0 {
-				copy(t, iv[:])
-				binary.LittleEndian.PutUint64(t, number)
-				c.tweak.Encrypt(t, t)
-				lo, hi = binary.LittleEndian.Uint64(t), binary.LittleEndian.Uint64(t[8:])
+				copy(first, iv[:])
+				binary.LittleEndian.PutUint64(first, number)
 				number += step
+				c.tweak.Encrypt(first, first)
+				t = tweak{binary.LittleEndian.Uint64(first), binary.LittleEndian.Uint64(first[8:])}
 				left = sectorSize
 			}
-			binary.LittleEndian.PutUint64(tweaks[i:], lo)
-			binary.LittleEndian.PutUint64(tweaks[i+8:], hi)
-			carry := hi >> 63
-			hi = hi<<1 | lo>>63
-			lo = lo<<1 ^ carry*0x87
-			left -= blockSize
+			n := min(left, len(part)-at)
+			t = t.fill(tweaks[at : at+n])
+			at += n
+			left -= n
 		}
 		subtle.XORBytes(part, part, tweaks)
-		for i := 0; i < len(part); i += blockSize {
-			block := part[i : i+blockSize : i+blockSize]
-			do(block, block)
-		}
+		do(c.data, part)
 		subtle.XORBytes(part, part, tweaks)
+	}
+}
+
+// tweak is one of GF(2^128), little endian.
+type tweak struct{ lo, hi uint64 }
+
+// fill writes t, t*x, t*x^2 and so on, and returns what would come next.
+func (t tweak) fill(b []byte) tweak {
+	lo, hi := t.lo, t.hi
+	for ; len(b) >= blockSize; b = b[blockSize:] {
+		binary.LittleEndian.PutUint64(b[:8], lo)
+		binary.LittleEndian.PutUint64(b[8:blockSize], hi)
+		carry := uint64(int64(hi)>>63) & 0x87
+		hi = hi<<1 | lo>>63
+		lo = lo<<1 ^ carry
+	}
+	return tweak{lo, hi}
+}
+
+func decryptBlocks(k cipher.Block, b []byte) {
+	for i := 0; i+blockSize <= len(b); i += blockSize {
+		x := b[i : i+blockSize : i+blockSize]
+		k.Decrypt(x, x)
+	}
+}
+
+func encryptBlocks(k cipher.Block, b []byte) {
+	for i := 0; i+blockSize <= len(b); i += blockSize {
+		x := b[i : i+blockSize : i+blockSize]
+		k.Encrypt(x, x)
 	}
 }
