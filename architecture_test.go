@@ -69,9 +69,9 @@ const lattice = `
 
 // Adapters are the folders directly below a port. They may import the port and
 // what it may, and only programs and tests import them: adapters are chosen in
-// cmd/. custody/prover is one: another place to run the prover; export/fusefs
+// cmd/. custody/prover is one: another place to run the prover; drill/fscheck and drill/qemuboot run other programs; export/fusefs
 // is one: it wants a kernel and a module that reading over NBD does not.
-var ports = []string{"source", "target", "store", "diskcrypt", "keymanager", "catalog", "custody", "export"}
+var ports = []string{"source", "target", "store", "diskcrypt", "keymanager", "catalog", "custody", "export", "drill"}
 
 // Programs are wiring: they may import anything but what only tests may.
 var programs = []string{"cmd", "bench", "internal/judge/cmd"}
@@ -101,7 +101,7 @@ var imports = []struct {
 	{"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob", []string{"store/azureblob"}, "one adapter for one service"},
 	{"google.golang.org/api", []string{"store/gcs"}, "a provider's SDK appears in its adapter only"},
 	{"github.com/robfig/cron/v3", []string{"policy"}, "calendar expressions mean what they mean in cron"},
-	{"github.com/hanwen/go-fuse/v2", []string{"export/fusefs"}, "mounting is an adapter's business"},
+	{"github.com/hanwen/go-fuse/v2", []string{"export/fusefs", "drill/fscheck"}, "mounting is an adapter's business"},
 	{"github.com/jzelinskie/whirlpool", []string{"diskcrypt"}, "a hash that VeraCrypt derives keys with"},
 	{"github.com/aead/serpent", []string{"diskcrypt"}, "a cipher of dm-crypt and VeraCrypt"},
 	{"golang.org/x/term", []string{"cli", "cmd"}, "only the CLI has a terminal"},
@@ -113,7 +113,7 @@ var imports = []struct {
 	{"net/http", []string{"api", "server", "cmd", "store/remote", "store/s3", "store/azureblob", "store/gcs", "tests"}, "one contract, one client, one server; stores that speak HTTP"},
 	{"github.com/minio/minio-go/v7", []string{"store/s3"}, "a provider's SDK appears in its adapter only"},
 	{"database/sql", []string{"catalog/sqlite"}, "SQL appears in the catalog's adapters only"},
-	{"os/exec", []string{"custody/prover", "source/nbd/qemunbd", "bench", "cmd", "tests"}, "the prover, and QEMU's reader of image formats, are the processes we start"},
+	{"os/exec", []string{"custody/prover", "source/nbd/qemunbd", "bench", "cmd", "tests", "drill/fscheck", "drill/qemuboot"}, "the prover, QEMU's reader of image formats, and what a drill rehearses with, are the processes we start"},
 	{"math/rand", []string{"tests", "bench"}, "what is random here is secret or unique: crypto/rand"},
 	{"log", []string{"tests"}, "a *slog.Logger is handed down"},
 	{"testing", []string{"tests"}, "programs do not carry the test framework"},
