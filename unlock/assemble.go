@@ -70,5 +70,5 @@ func (w *walker) addLogical(l *lvm.LV) bool {
 	}
 	return w.add(Device{
 		Disk: w.at(parents[0]).Disk, Name: l.DeviceName(), Kind: KindLogical, Parents: parents, R: l, Size: l.Size,
-	}) >= 0
+	}, true) >= 0
 }

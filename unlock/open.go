@@ -28,7 +28,7 @@ func (w *walker) open(i int, v diskcrypt.Volume, known bool) error {
 	w.add(Device{
 		Disk: d.Disk, Name: d.Name, Kind: v.Type, Parents: []int{i}, Decrypted: true,
 		Key: p.key, Protector: p.vol.Protector(), Header: p.from, R: p.vol, Size: p.vol.Size(),
-	})
+	}, true)
 	return nil
 }
 

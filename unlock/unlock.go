@@ -27,7 +27,7 @@ var (
 const (
 	KindDisk      = "disk"
 	KindPartition = "partition"
-	KindArray     = "md"
+	KindArray     = "md" // of a RAID1; of a partition that is a leg, the partition is the array
 	KindLogical   = "lv"
 )
 
@@ -80,8 +80,9 @@ type Device struct {
 	Disk string
 	// Name is its place, as diskcrypt.Volume.ID: "disk", "p3", "vgroot-home"; what
 	// lies in what is no disk has the name of that before it: "vgroot-home.p1". An
-	// encrypted volume and its plaintext are two devices of one name, and the
-	// plaintext comes later. Otherwise (Disk, Name) is unique.
+	// encrypted volume and its plaintext, a disk that is a leg of a RAID1 and the
+	// array, are two devices of one name, and what is inside comes later. Otherwise
+	// (Disk, Name) is unique.
 	Name string
 	Kind string // one of the kinds, or the type of the encrypted volume whose plaintext it is
 	// Class is what it starts with: a class of blockstack or of diskcrypt.

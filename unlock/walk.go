@@ -27,7 +27,7 @@ func Open(ctx context.Context, disks []Disk, keys Keys, o Options) (*Tree, error
 	for i := range disks {
 		d := &disks[i]
 		w.disks[d.ID] = d
-		w.add(Device{Disk: d.ID, Name: diskcrypt.WholeDisk, Kind: KindDisk, R: d.R, Size: d.Size})
+		w.add(Device{Disk: d.ID, Name: diskcrypt.WholeDisk, Kind: KindDisk, R: d.R, Size: d.Size}, true)
 	}
 	if err := w.run(); err != nil {
 		return nil, fmt.Errorf("unlock: %w", errors.Join(err, w.tree.Close()))
@@ -79,9 +79,9 @@ func (d *Device) place() string {
 	return d.Disk + "/" + d.Name
 }
 
-// add adds a device, and has it looked into where that may hold parts: what is
-// in a partition, who found the partition says. -1: there are enough.
-func (w *walker) add(d Device) int {
+// add adds a device, and has it looked into where it is not known yet what it
+// is. -1: there are enough.
+func (w *walker) add(d Device, look bool) int {
 	for _, p := range d.Parents {
 		d.depth = max(d.depth, w.at(p).depth+1)
 		d.Decrypted = d.Decrypted || w.at(p).Decrypted
@@ -96,9 +96,9 @@ func (w *walker) add(d Device) int {
 	if d.Class == "" {
 		d.Class = diskcrypt.ClassUnknown
 	}
-	// A plaintext has the name of its volume; what else has one that is taken,
-	// on disks that were tampered with or cloned, gets another.
-	if !plaintext(d) {
+	// A plaintext has the name of its volume, an array that of its member; what
+	// else has one that is taken, on disks that were tampered with, gets another.
+	if !inPlace(d) {
 		name := d.Name
 		for n := 2; w.names[[2]string{d.Disk, d.Name}]; n++ {
 			d.Name = fmt.Sprintf("%s#%d", name, n)
@@ -107,18 +107,15 @@ func (w *walker) add(d Device) int {
 	}
 	i := len(w.tree.Devices)
 	w.tree.Devices = append(w.tree.Devices, d)
-	if d.Kind != KindPartition {
+	if look {
 		w.scan = append(w.scan, i)
 	}
 	return i
 }
 
-func plaintext(d Device) bool {
-	switch d.Kind {
-	case KindDisk, KindPartition, KindArray, KindLogical:
-		return false
-	}
-	return true
+// inPlace: it is what another device holds, all of it.
+func inPlace(d Device) bool {
+	return d.Kind != KindDisk && d.Kind != KindPartition && d.Kind != KindLogical
 }
 
 // partition matches the areas of a report that are partitions.
@@ -144,20 +141,23 @@ func (w *walker) look(i int) error {
 	}
 	parts := w.merge(d, rep, known)
 	for _, p := range parts {
-		child := i
-		if p.id != diskcrypt.WholeDisk {
-			child = w.add(Device{
-				Disk: d.Disk, Name: inside(d.Name, p.id), Kind: KindPartition, Class: p.class, Parents: []int{i},
-				R: part(d, p.rng), Size: p.rng.Length,
-			})
-			if child < 0 {
-				return nil
-			}
-		} else {
+		child := Device{Disk: d.Disk, Name: d.Name, Class: p.class, Parents: []int{i}, R: part(d, p.rng), Size: p.rng.Length}
+		at := i
+		switch {
+		case p.id != diskcrypt.WholeDisk:
+			child.Name, child.Kind = inside(d.Name, p.id), KindPartition
+			at = w.add(child, false)
+		case p.rng != disk.Range{Length: d.Size}:
+			w.at(i).Class, child.Kind = blockstack.MDRaid, KindArray
+			at = w.add(child, p.volume == nil)
+		default:
 			w.at(i).Class = p.class
 		}
+		if at < 0 {
+			return nil
+		}
 		if p.volume != nil {
-			if err := w.open(child, *p.volume, p.known); err != nil {
+			if err := w.open(at, *p.volume, p.known); err != nil {
 				return err
 			}
 		}
@@ -179,7 +179,7 @@ func (w *walker) known(d Device) []diskcrypt.Volume {
 	switch d.Kind {
 	case KindDisk:
 		return all
-	case KindLogical, KindArray:
+	case KindLogical:
 		if i := slices.IndexFunc(all, func(v diskcrypt.Volume) bool { return v.ID == d.Name }); i >= 0 && !d.Decrypted {
 			v := all[i]
 			v.ID, v.Range, v.Extents = diskcrypt.WholeDisk, disk.Range{Length: d.Size}, nil
