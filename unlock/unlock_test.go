@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/lockstep-backup/lockstep/blockstack/lvm/lvmtest"
+	"github.com/lockstep-backup/lockstep/blockstack/mdraid/mdtest"
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
@@ -406,4 +407,34 @@ func TestCancelled(t *testing.T) {
 	if _, err := unlock.Open(ctx, []unlock.Disk{vda(m)}, passphrases("pw"), options); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
+}
+
+// A mirror's legs: a partition, and a disk as a whole with a table in the array.
+func TestMirrors(t *testing.T) {
+	one, two := content(t, 100*kib), content(t, 64*kib)
+	a := make(memory, 8*mib)
+	mbr(a, [2]int64{mib, 8 * mib})
+	mdtest.Write(a[mib:], mdtest.Array{Version: "1.2", Level: 1, Devices: 2, Name: "host:0"}, 0)
+	encrypt(t, a[mib+mdtest.DataOffset:], "pw", luksformat.Options{}, one)
+	b := make(memory, 8*mib)
+	mdtest.Write(b, mdtest.Array{Version: "1.2", Level: 1, Devices: 2, Name: "host:1"}, 1)
+	array := mbr(b[mdtest.DataOffset:], [2]int64{mib, 4 * mib}, [2]int64{4 * mib, 6 * mib})
+	encrypt(t, array[mib:4*mib], "pw", luksformat.Options{}, two)
+	copy(array[4*mib:], content(t, 64*kib))
+	tree := open(t, passphrases("pw"), vda(a), unlock.Disk{ID: "vdb", R: b, Size: int64(len(b))})
+	want(t, tree, "vda/disk disk partition-table", "vdb/disk disk md-raid", "vda/p1 partition luks2", "vda/p1+ luks2 ext2",
+		"vdb/disk md partition-table", "vdb/p1 partition luks2", "vdb/p1+ luks2 ext2", "vdb/p2 partition ext2")
+	holds(t, tree, "vda", "p1", one)
+	holds(t, tree, "vdb", "p1", two)
+	// With the header of the partition damaged, that from the recovery point is laid over the array.
+	d := vda(a)
+	d.Volumes = inspected(t, a, diskcrypt.FindOptions{})
+	header := bytes.Clone(a[mib+mdtest.DataOffset : 2*mib+mdtest.DataOffset])
+	clear(a[mib+mdtest.DataOffset : mib+mdtest.DataOffset+48*kib])
+	d.Headers = func(string) []unlock.Header {
+		return []unlock.Header{{From: "the header copy", R: bytes.NewReader(header), Size: mib, Ranges: []disk.Range{{Length: mib}}}}
+	}
+	tree = open(t, passphrases("pw"), d)
+	want(t, tree, "vda/disk disk partition-table", "vda/p1 partition luks2", "vda/p1+ luks2 ext2")
+	holds(t, tree, "vda", "p1", one)
 }
