@@ -109,6 +109,7 @@ var imports = []struct {
 	{"github.com/secure-systems-lab/go-securesystemslib", []string{"tests"}, "an independent judge of our DSSE envelopes"},
 	{"github.com/rogpeppe/go-internal", []string{"tests"}, "test scripts of the commands"},
 	{"pgregory.net/rapid", []string{"tests"}, "properties in tests"},
+	{"lukechampine.com/adiantum", []string{"tests"}, "an independent judge of our Adiantum"},
 
 	{"net/http", []string{"api", "server", "cmd", "store/remote", "store/s3", "store/azureblob", "store/gcs", "tests"}, "one contract, one client, one server; stores that speak HTTP"},
 	{"github.com/minio/minio-go/v7", []string{"store/s3"}, "a provider's SDK appears in its adapter only"},

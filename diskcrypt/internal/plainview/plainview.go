@@ -269,7 +269,7 @@ func readFull(r io.ReaderAt, b []byte, off int64) error {
 	switch {
 	case n == len(b):
 		return nil
-	case err == nil, err == io.EOF: //nolint:errorlint // io.ReaderAt's own value
+	case err == nil, err == io.EOF:
 		return fmt.Errorf("offset %d of the data: %w", off+int64(max(0, n)), io.ErrUnexpectedEOF)
 	}
 	return err

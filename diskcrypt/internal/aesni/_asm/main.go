@@ -4,7 +4,7 @@
 package main
 
 import (
-	. "github.com/mmcloughlin/avo/build" //nolint:staticcheck // avo's way of writing
+	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
 	. "github.com/mmcloughlin/avo/reg"
 )
