@@ -51,6 +51,7 @@ type (
 	ExportedVolume = shell.ExportedVolume
 	Unlock         = shell.Unlock
 	GivenSecret    = shell.GivenSecret
+	SecretForm     = shell.SecretForm
 	OverlayOptions = shell.OverlayOptions
 	Overlay        = shell.Overlay
 	OverlayDisk    = shell.OverlayDisk

@@ -19,8 +19,10 @@ import (
 func (a group) secretAdd() *cobra.Command {
 	var kind, file, secret string
 	var keep, anew bool
+	var vera veraCrypt
+	var azure ade
 	cmd := a.Leaf(shell.Command{
-		Use:   "add NAME[/VOLUME] --kind KIND --file FILE",
+		Use:   "add NAME[/VOLUME] {--kind KIND | --ade} --file FILE",
 		Short: "Take a secret into custody, and say what it opens",
 		Long: `It is tried at once against every distinct header of the machine's recovery
 points and the disk as it is now, newest first. What opens nothing is not kept,
@@ -28,32 +30,45 @@ unless --keep says so.
 
 FILE - is standard input; on a terminal it is asked for without echo. A
 passphrase ends at the first newline; other kinds are taken byte for byte.
-VOLUME is DISK/VOLUME, a volume's id, or a unique prefix of it.`,
+VOLUME is DISK/VOLUME, a volume's id, or a unique prefix of it.
+
+Of --kind veracrypt, FILE holds the password, a line; --pim, --keyfile and --hidden
+go with it. A secret that was released is taken as it is.
+
+With --ade, FILE is what "az keyvault secret show" prints of a secret of Azure
+Disk Encryption; one that is wrapped needs --kek, the private key in PEM.`,
 		Example: "lockstep secret add web01 --kind passphrase --file -",
 		Exits:   []int{api.ExitWrongSecret, api.ExitRefused},
 		Args:    cobra.ExactArgs(1),
 		Run: func(ctx context.Context, cmd *cobra.Command, args []string) error {
 			machine, volume, hasVolume := strings.Cut(args[0], "/")
+			if azure.on && kind == "" {
+				kind = "passphrase" // or what the secret turns out to be
+			}
 			switch {
 			case machine == "" || (hasVolume && volume == ""):
 				return shell.UsageError(cmd, "secret add: %q is not of the form NAME or NAME/VOLUME", args[0])
 			case !slices.Contains(secretKinds, kind):
 				return shell.UsageError(cmd, "secret add: --kind is one of %s", strings.Join(secretKinds, ", "))
-			case file == "":
+			case kind != "veracrypt" && vera.given():
+				return shell.UsageError(cmd, "secret add: --pim, --keyfile and --hidden go with --kind veracrypt")
+			case azure.kek != "" && !azure.on:
+				return shell.UsageError(cmd, "secret add: --kek goes with --ade")
+			case azure.on && cmd.Flags().Changed("kind"):
+				return shell.UsageError(cmd, "secret add: --ade says what kind the secret is; leave --kind away")
+			case file == "" && len(vera.keyFiles) == 0:
 				return shell.UsageError(cmd, "secret add: --file FILE is missing; - is standard input")
 			case secret != "" && anew:
 				return shell.UsageError(cmd, "secret add: give either --secret or --new")
 			}
-			data, err := a.ReadSecretFile(ctx, file, kind, machine)
+			given, err := a.read(ctx, cmd, file, kind, machine, vera, azure)
 			if err != nil {
 				return shell.OperationError("secret add", err)
 			}
-			defer clear(data)
+			defer given.clear()
 			return a.WithClient(ctx, func(c *api.Client) error {
-				r, err := c.AddSecret(ctx, api.SecretAdd{
-					Machine: machine, Volume: volume, Kind: kind, Data: data,
-					Keep: keep, Secret: secret, New: anew,
-				})
+				add := api.SecretAdd{Machine: machine, Volume: volume, Keep: keep, Secret: secret, New: anew}
+				r, kind, data, err := given.add(ctx, c, add)
 				if err != nil {
 					return withReturnHint(shell.OperationError("secret add", err), kind, data)
 				}
@@ -73,6 +88,11 @@ VOLUME is DISK/VOLUME, a volume's id, or a unique prefix of it.`,
 	f := cmd.Flags()
 	f.StringVar(&kind, "kind", "", "`KIND`: "+strings.Join(secretKinds, ", "))
 	f.StringVar(&file, "file", "", "`FILE` that holds the secret, - for standard input")
+	f.Uint64Var(&vera.pim, "pim", 0, "the PIM `N` of a VeraCrypt volume; 0 = the default")
+	f.StringArrayVar(&vera.keyFiles, "keyfile", nil, "key `FILE` of a VeraCrypt volume; once for each")
+	f.BoolVar(&vera.hidden, "hidden", false, "the VeraCrypt password is the hidden volume's, and must open no other")
+	f.BoolVar(&azure.on, "ade", false, "FILE is a secret of Azure Disk Encryption, as the key vault shows it")
+	f.StringVar(&azure.kek, "kek", "", "`FILE` of the private key that unwraps it, PEM")
 	f.BoolVar(&keep, "keep", false, "keep it although it opens nothing (pre-active)")
 	f.StringVar(&secret, "secret", "", "add a version to this secret, by its `ID`")
 	f.BoolVar(&anew, "new", false, "make a secret of its own, not a version of the machine's")

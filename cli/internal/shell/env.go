@@ -11,6 +11,12 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 )
 
+// SecretForm is a secret as it may be meant. Whoever has it clears it.
+type SecretForm struct {
+	Kind string
+	Data []byte
+}
+
 // Env is everything that a run needs from outside. Nil functions of a command
 // make that command fail with a clear error; the others have defaults.
 type Env struct {
@@ -46,6 +52,9 @@ type Env struct {
 	// ReadPassword reads a line from the terminal without echo. By default
 	// Stdin is read.
 	ReadPassword func(context.Context) ([]byte, error)
+	// DecodeADE reads a secret of Azure Disk Encryption as the key vault shows it,
+	// with the private key that unwraps it, nil = none. nil: it cannot be read.
+	DecodeADE func(shown, kek []byte) ([]SecretForm, error)
 }
 
 // Connection says which server is meant.

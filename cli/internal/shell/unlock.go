@@ -15,7 +15,7 @@ import (
 )
 
 // SecretKinds are the kinds of secrets that can be given.
-var SecretKinds = []string{"passphrase", "key-file", "recovery-password", "startup-key", "volume-key"}
+var SecretKinds = []string{"passphrase", "key-file", "recovery-password", "startup-key", "volume-key", "volume-master-key", "veracrypt"}
 
 // ReadSecretFile reads a secret from a file, from standard input (-), or from
 // the terminal. whose is named there. The caller clears it.
