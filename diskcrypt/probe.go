@@ -21,13 +21,10 @@ func Probe(p Place, signatures []blockstack.Signature) *Volume {
 			v.Type, v.Unsupported = TypeLUKS2, "no reader for LUKS is linked in"
 		case blockstack.BitLocker:
 			v.Type, v.UUID = TypeBitLocker, bitLockerGUID(p, s)
-			v.Unsupported = "BitLocker: recognised by its boot sector, not opened"
-			if s.Version != "" {
-				v.Unsupported = fmt.Sprintf("BitLocker (%s): recognised by its boot sector, not opened", s.Version)
-			}
+			v.Unsupported = "no reader for BitLocker is linked in"
 		case blockstack.ToGo:
 			v.Type, v.UUID = TypeBitLocker, bitLockerGUID(p, s)
-			v.Unsupported = "BitLocker To Go: recognised by its boot sector, not opened"
+			v.Unsupported = "no reader for BitLocker is linked in"
 		case blockstack.CoreStore:
 			v.Type, v.Unsupported = TypeFileVault, "CoreStorage, as FileVault 2 uses it: recognised, not opened; it may hold volumes without encryption"
 		case blockstack.APFS:
