@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/adesecret"
 	"github.com/lockstep-backup/lockstep/cmd/internal/barestore"
 	"github.com/lockstep-backup/lockstep/custody/prover"
 )
@@ -46,6 +47,7 @@ func environment() cli.Env {
 		Version: programVersion(),
 		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo, VerifyStored: barestore.Verify, CheckStore: barestore.Check,
 		Export: exportPoint, Mount: mountPoint, Overlay: showOverlay, DiscardOverlay: discardOverlay,
+		DecodeADE: adesecret.Decode,
 	}
 }
 
