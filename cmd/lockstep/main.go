@@ -14,6 +14,7 @@ import (
 	"github.com/lockstep-backup/lockstep/cli"
 	"github.com/lockstep-backup/lockstep/cmd/internal/adesecret"
 	"github.com/lockstep-backup/lockstep/cmd/internal/barestore"
+	"github.com/lockstep-backup/lockstep/cmd/internal/demo"
 	"github.com/lockstep-backup/lockstep/custody/prover"
 )
 
@@ -45,10 +46,14 @@ func environment() cli.Env {
 	return cli.Env{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
 		Version: programVersion(),
-		Connect: connect, Init: initialise, Serve: serve, Demo: runDemo, VerifyStored: barestore.Verify, CheckStore: barestore.Check,
-		Export: exportPoint, Mount: mountPoint, Overlay: showOverlay, DiscardOverlay: discardOverlay,
+		Connect: connect, Init: initialise, Serve: serve, Demo: tellStory, VerifyStored: barestore.Verify, CheckStore: barestore.Check,
+		Export: exportPoint, Mount: mountPoint, Browse: browsePoint, Overlay: showOverlay, DiscardOverlay: discardOverlay,
 		DecodeADE: adesecret.Decode,
 	}
+}
+
+func tellStory(ctx context.Context, o cli.DemoOptions) error {
+	return demo.Run(ctx, o, demo.Program{Version: programVersion(), Env: cli.Env{Connect: connect, Init: initialise}, URL: fileURL})
 }
 
 // programVersion is what was set at release, else what the build knows.

@@ -1,4 +1,5 @@
-package main
+// Package demo tells the whole story of the program on a disk that it makes itself.
+package demo
 
 import (
 	"bytes"
@@ -20,11 +21,20 @@ import (
 	"github.com/lockstep-backup/lockstep/envelope"
 )
 
-// runDemo tells the whole story on a disk that it makes itself. Every command
-// in it is the real one, run in this process, and its output the real output;
-// what ends otherwise than the story says makes the demonstration fail.
-func runDemo(ctx context.Context, o cli.DemoOptions) (err error) {
-	d := &demo{story: o.Story, dir: o.Dir}
+// Program is what the story is about.
+type Program struct {
+	Version string
+	// Env is the program's wiring: Connect and Init. Everything else is the story's.
+	Env cli.Env
+	// URL of a folder as commands print it.
+	URL func(dir string) string
+}
+
+// Run tells the story. Every command in it is the real one, run in this
+// process, and its output the real output; what ends otherwise than the story
+// says makes the demonstration fail.
+func Run(ctx context.Context, o cli.DemoOptions, p Program) (err error) {
+	d := &demo{Program: p, story: o.Story, dir: o.Dir}
 	if d.story == nil {
 		d.story = io.Discard
 	}
@@ -72,6 +82,7 @@ func emptyDir(dir string) error {
 
 // demo is one run of the story.
 type demo struct {
+	Program
 	story  io.Writer
 	dir    string
 	colour bool
@@ -106,7 +117,7 @@ func (d *demo) paint(colour, text string) string {
 // relative shows paths as they are seen from the folder of the demonstration.
 func (d *demo) relative(text string) string {
 	here := "." + string(filepath.Separator)
-	text = strings.ReplaceAll(text, fileURL(d.dir)+"/", here)
+	text = strings.ReplaceAll(text, d.URL(d.dir)+"/", here)
 	return strings.ReplaceAll(text, d.dir+string(filepath.Separator), here)
 }
 
@@ -126,8 +137,8 @@ func (d *demo) lockstep(ctx context.Context, want int, args ...string) (string, 
 
 func (d *demo) env(out *screenful, args []string) cli.Env {
 	return cli.Env{
-		Args: args, Stdout: out, Stderr: stderr{out}, Version: programVersion(),
-		Connect: connect, Init: initialise,
+		Args: args, Stdout: out, Stderr: stderr{out}, Version: d.Version,
+		Connect: d.Env.Connect, Init: d.Env.Init,
 		Getenv: func(name string) string {
 			switch name {
 			case "LOCKSTEP_DATA":
@@ -145,7 +156,7 @@ func (d *demo) env(out *screenful, args []string) cli.Env {
 func (d *demo) recover(ctx context.Context, want int, args ...string) error {
 	args = append(args, "--repository", d.path("repository"), "--identity", d.path("kit.txt"))
 	var out screenful
-	status := recovery.Main(ctx, recovery.Env{Args: args, Stdout: &out, Stderr: &out, Version: programVersion()})
+	status := recovery.Main(ctx, recovery.Env{Args: args, Stdout: &out, Stderr: &out, Version: d.Version})
 	return d.show("lockstep-recover", args, out.String(), status, want)
 }
 
