@@ -308,7 +308,7 @@ func inspect(ctx context.Context, d Deps, req Request, w *repository.PointWriter
 		if len(ranges) == 0 {
 			continue
 		}
-		src, size := io.ReaderAt(io.NewSectionReader(r, v.Range.Offset, v.Range.Length)), headerSize(v)
+		src, size := diskcrypt.PlaceOf(r, v), headerSize(v)
 		if v.Detached && header != nil {
 			src, size = header.R, header.Size
 		}

@@ -133,7 +133,7 @@ func (c *comparison) resized(old, now DiskVolumes) {
 	if now.Size < old.Size {
 		text = fmt.Sprintf("the disk shrank from %d to %d bytes", old.Size, now.Size)
 		for _, v := range old.Volumes {
-			if v.ID != diskcrypt.WholeDisk && v.Range.End() > now.Size {
+			if v.ID != diskcrypt.WholeDisk && !v.Logical() && v.Range.End() > now.Size {
 				text += fmt.Sprintf("; %s ended %d bytes behind its end now", v.ID, v.Range.End()-now.Size)
 			}
 		}
@@ -173,8 +173,10 @@ func (c *comparison) returned(disk string, v diskcrypt.Volume, e Earlier) Change
 }
 
 func (c *comparison) vanished(now DiskVolumes, o diskcrypt.Volume) {
-	at, class := now.look(o.ID, o.Range)
+	at, class := now.look(o)
 	switch {
+	case class == diskcrypt.ClassUnmapped:
+		c.add(now.Disk, o.ID, ChangeVolumeGone, "the logical volume is there, and cannot be read from this disk any more: volume list and point show say why")
 	case at == placeHeader && class != "":
 		c.add(now.Disk, o.ID, ChangeVolumeReplaced, fmt.Sprintf("%s, a volume with a header, stands in its place", class))
 	case at == placeOther && class != "" && o.Type == diskcrypt.TypeOpaque:

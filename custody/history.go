@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/lockstep-backup/lockstep/blockstack"
-	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 )
 
@@ -52,7 +51,7 @@ func (h History) After(now []DiskVolumes) History {
 	}
 	for k, e := range h {
 		if i := slices.IndexFunc(now, func(d DiskVolumes) bool { return d.Disk == k.Disk }); i >= 0 {
-			if place, _ := now[i].look(k.Volume, e.Volume.Range); place == placeOther {
+			if place, _ := now[i].look(e.at(k)); place == placeOther {
 				delete(out, k)
 			}
 		}
@@ -63,7 +62,7 @@ func (h History) After(now []DiskVolumes) History {
 				continue
 			}
 			k := VolumeKey{Disk: d.Disk, Volume: v.ID}
-			e := Earlier{Volume: v, Length: max(v.Range.Length, h[k].uncut(v, d.Size))}
+			e := Earlier{Volume: v, Length: max(v.Size(), h[k].uncut(v, d.Size))}
 			if e.Point = d.Point; e.Point != "" {
 				out[k] = e
 				continue
@@ -82,7 +81,7 @@ func (h History) After(now []DiskVolumes) History {
 func (e Earlier) uncut(v diskcrypt.Volume, diskSize int64) int64 {
 	const sector = 4096 // the largest: a partition is cut at a whole one
 	atEnd := diskSize > 0 && v.Range.End() > diskSize-sector
-	if v.ID == diskcrypt.WholeDisk || !atEnd || e.Volume.Range.Offset != v.Range.Offset || e.Length <= v.Range.Length {
+	if v.ID == diskcrypt.WholeDisk || v.Logical() || !atEnd || e.Volume.Range.Offset != v.Range.Offset || e.Length <= v.Size() {
 		return 0
 	}
 	return e.Length
@@ -107,7 +106,7 @@ func (h History) Lost(diskID string, v diskcrypt.Volume) *Loss {
 // Cut is how many bytes of a volume its disk's end cuts off.
 func (h History) Cut(d DiskVolumes, v diskcrypt.Volume) int64 {
 	if full := h[VolumeKey{Disk: d.Disk, Volume: v.ID}].uncut(v, d.Size); full > 0 {
-		return full - v.Range.Length
+		return full - v.Size()
 	}
 	return 0
 }
@@ -121,7 +120,7 @@ func (h History) Missing(d DiskVolumes) []Earlier {
 		if k.Disk != d.Disk || slices.ContainsFunc(d.Volumes, func(v diskcrypt.Volume) bool { return v.ID == k.Volume }) {
 			continue
 		}
-		if place, _ := d.look(k.Volume, e.Volume.Range); place == placeBare {
+		if place, _ := d.look(e.at(k)); place == placeBare {
 			out = append(out, e)
 		}
 	}
@@ -138,12 +137,18 @@ const (
 	placeOther               // something plain, or the partition was taken away
 )
 
+// at is the volume under the name that the history keeps it by.
+func (e Earlier) at(k VolumeKey) diskcrypt.Volume {
+	e.Volume.ID = k.Volume
+	return e.Volume
+}
+
 // look says what is at the place of a volume, and what stands there in words.
-func (d DiskVolumes) look(id string, was disk.Range) (place, string) {
-	overlaps := func(r disk.Range) bool { return r.Offset < was.End() && was.Offset < r.End() }
+func (d DiskVolumes) look(was diskcrypt.Volume) (place, string) {
+	id := was.ID
 	bare := false
 	for _, v := range d.Volumes {
-		if v.ID != id && !overlaps(v.Range) {
+		if v.ID != id && !v.Shares(was) {
 			continue
 		}
 		if hasHeader(v) {
@@ -153,6 +158,11 @@ func (d DiskVolumes) look(id string, was disk.Range) (place, string) {
 	}
 	if bare {
 		return placeBare, "random data without a header"
+	}
+	if was.Logical() {
+		if p, class, known := d.lookLogical(id); known {
+			return p, class
+		}
 	}
 	table := false
 	for _, a := range d.Areas {
@@ -172,6 +182,29 @@ func (d DiskVolumes) look(id string, was disk.Range) (place, string) {
 		return placeHeader, "" // nothing is known of the disk, so nothing follows
 	}
 	return placeOther, ""
+}
+
+// lookLogical is look for a logical volume without a header in its place. What
+// the disk or the partition below it shows says nothing of it, while there is a
+// physical volume; known: there is one.
+func (d DiskVolumes) lookLogical(id string) (p place, class string, known bool) {
+	group := false
+	for _, a := range d.Areas {
+		switch {
+		case a.ID == id && a.Class == diskcrypt.ClassUnmapped:
+			return placeHeader, a.Class, true // not to be had here, and not lost for that
+		case a.ID == id && plain(a.Class):
+			return placeOther, a.Class, true
+		case a.ID == id:
+			return placeBare, orText(a.Class, diskcrypt.ClassUnknown), true
+		}
+		group = group || diskcrypt.GroupOf(a.ID) == diskcrypt.GroupOf(id)
+		known = known || a.Class == blockstack.LVM2
+	}
+	if group {
+		return placeOther, "", true // the others of its group are there, so it was removed
+	}
+	return placeBare, "a physical volume whose group cannot be read", known
 }
 
 // plain says that the class names what uses the place. A bare table does not: it

@@ -1,6 +1,7 @@
 package diskcrypt
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -67,6 +68,35 @@ func (v Volume) OnDisk(part disk.Range) []disk.Range {
 // Overlaps reports whether the volume has a byte of r.
 func (v Volume) Overlaps(r disk.Range) bool {
 	return slices.ContainsFunc(v.extents(), func(e disk.Range) bool { return e.Offset < r.End() && r.Offset < e.End() })
+}
+
+// Shares reports whether two volumes of a disk have a byte in common.
+func (v Volume) Shares(o Volume) bool {
+	if v.Extents == nil {
+		return o.Overlaps(v.Range)
+	}
+	if o.Extents == nil {
+		return v.Overlaps(o.Range)
+	}
+	if v.Range.Offset >= o.Range.End() || o.Range.Offset >= v.Range.End() {
+		return false
+	}
+	a, b := byOffset(v.Extents), byOffset(o.Extents)
+	for len(a) > 0 && len(b) > 0 {
+		if a[0].Offset < b[0].End() && b[0].Offset < a[0].End() {
+			return true
+		}
+		if a[0].End() <= b[0].End() {
+			a = a[1:]
+		} else {
+			b = b[1:]
+		}
+	}
+	return false
+}
+
+func byOffset(extents []disk.Range) []disk.Range {
+	return slices.SortedFunc(slices.Values(extents), func(a, b disk.Range) int { return cmp.Compare(a.Offset, b.Offset) })
 }
 
 // PlaceOf is a volume's bytes on the disk that r reads: offset 0 = the volume's

@@ -258,7 +258,7 @@ func (v *View) Verdict(p catalog.Point) custody.Verdict {
 	before := v.before[p.ID]
 	for i, d := range Found(p) {
 		for _, e := range before.Missing(d) {
-			gone := diskcrypt.Volume{ID: e.Volume.ID, Range: e.Volume.Range, Type: e.Volume.Type}
+			gone := diskcrypt.Volume{ID: e.Volume.ID, Range: e.Volume.Range, Extents: e.Volume.Extents, Type: e.Volume.Type}
 			f.Volumes = append(f.Volumes, custody.VolumeFacts{
 				Disk: d.Disk, Volume: gone, NotNeeded: v.notNeeded(d.Disk, gone.ID), Loss: &custody.Loss{Earlier: e},
 			})

@@ -169,7 +169,7 @@ func (r *Rescue) headers(ctx context.Context, p *Point, v Volume) (out []headerS
 		if reader, err := r.repo.OpenDisk(ctx, p.Machine, d); err != nil {
 			data = failing{err}
 		} else {
-			data = io.NewSectionReader(stored{reader, d.Unread}, v.Range.Offset, v.Range.Length)
+			data = diskcrypt.PlaceOf(stored{reader, d.Unread}, v.Volume)
 		}
 		for _, h := range d.Headers {
 			if h.Volume == v.ID {
@@ -179,13 +179,13 @@ func (r *Rescue) headers(ctx context.Context, p *Point, v Volume) (out []headerS
 	}
 	add := func(from string, size int64, ranges []disk.Range, header io.ReaderAt) {
 		if v.Detached {
-			out = append(out, headerSource{from, diskcrypt.Place{Data: data, Size: v.Range.Length, Header: header, HeadSize: size, Declared: v.Declared}})
+			out = append(out, headerSource{from, diskcrypt.Place{Data: data, Size: v.Size(), Header: header, HeadSize: size, Declared: v.Declared}})
 			return
 		}
-		out = append(out, headerSource{from, diskcrypt.Place{Data: overlay{data, ranges, header}, Size: v.Range.Length, Declared: v.Declared}})
+		out = append(out, headerSource{from, diskcrypt.Place{Data: overlay{data, ranges, header}, Size: v.Size(), Declared: v.Declared}})
 	}
 	if !v.Detached {
-		out = append(out, headerSource{fromDisk, diskcrypt.Place{Data: data, Size: v.Range.Length, Declared: v.Declared}})
+		out = append(out, headerSource{fromDisk, diskcrypt.Place{Data: data, Size: v.Size(), Declared: v.Declared}})
 	}
 	if copyID != "" {
 		if h, err := r.repo.Header(ctx, p.Machine, copyID); err == nil {

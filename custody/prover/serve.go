@@ -167,7 +167,7 @@ type stored struct {
 	s              *server
 	disk, volume   string
 	header         bool
-	offset, length int64
+	length         int64
 }
 
 func (r stored) ReadAt(p []byte, off int64) (int, error) {
@@ -186,7 +186,7 @@ func (r stored) ReadAt(p []byte, off int64) (int, error) {
 		part := p[done:min(len(p), done+maxRead)]
 		n, err := r.s.ask(readRequest{
 			Disk: r.disk, Volume: r.volume, Header: r.header,
-			Offset: r.offset + off + int64(done),
+			Offset: off + int64(done),
 		}, part)
 		done += n
 		if err != nil && (n < len(part) || !errors.Is(err, io.EOF)) {
@@ -201,11 +201,12 @@ func (r stored) ReadAt(p []byte, off int64) (int, error) {
 
 // place is the volume within the recovery point's bytes.
 func (s *server) place(disk string, v diskcrypt.Volume, headerSize int64) (diskcrypt.Place, error) {
-	r := v.Range
-	if r.Offset < 0 || r.Length <= 0 || r.Offset > 1<<62-r.Length || headerSize < 0 {
-		return diskcrypt.Place{}, fmt.Errorf("%w: volume at %d of %d bytes", custody.ErrProverProtocol, r.Offset, r.Length)
+	const maxDisk = 1 << 62
+	if err := v.CheckPlace(maxDisk); err != nil || v.Size() == 0 || headerSize < 0 {
+		return diskcrypt.Place{}, fmt.Errorf("%w: volume of %d bytes at %d", custody.ErrProverProtocol, v.Size(), v.Range.Offset)
 	}
-	p := diskcrypt.Place{Data: stored{s: s, disk: disk, volume: v.ID, offset: r.Offset, length: r.Length}, Size: r.Length, Declared: v.Declared}
+	data := diskcrypt.PlaceOf(stored{s: s, disk: disk, volume: v.ID, length: maxDisk}, v)
+	p := diskcrypt.Place{Data: data, Size: v.Size(), Declared: v.Declared}
 	if v.Detached {
 		p.Header = stored{s: s, disk: disk, volume: v.ID, header: true, length: headerSize}
 		p.HeadSize = headerSize

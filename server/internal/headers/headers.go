@@ -70,8 +70,10 @@ func Export(ctx context.Context, repo *repository.Repository, formats []diskcryp
 func fromDisk(ctx context.Context, formats []diskcrypt.Format, repo *repository.Repository, d repository.Disk, machine string, vol diskcrypt.Volume) ([]byte, error) {
 	for _, u := range d.Unread {
 		for _, h := range vol.HeaderRanges {
-			if from := vol.Range.Offset + h.Offset; u.Offset < from+h.Length && from < u.End() {
-				return nil, errors.New("part of it could not be read when the recovery point was made")
+			for _, at := range vol.OnDisk(h) {
+				if u.Offset < at.End() && at.Offset < u.End() {
+					return nil, errors.New("part of it could not be read when the recovery point was made")
+				}
 			}
 		}
 	}
@@ -80,7 +82,7 @@ func fromDisk(ctx context.Context, formats []diskcrypt.Format, repo *repository.
 		return nil, err
 	}
 	defer r.Close()
-	at := diskcrypt.Place{Data: io.NewSectionReader(r, vol.Range.Offset, vol.Range.Length), Size: vol.Range.Length}
+	at := diskcrypt.Place{Data: diskcrypt.PlaceOf(r, vol), Size: vol.Size()}
 	return export(ctx, formats, at, vol)
 }
 
@@ -96,7 +98,7 @@ func fromCopy(ctx context.Context, formats []diskcrypt.Format, repo *repository.
 	if h.Size > MaxDetached {
 		return nil, fmt.Errorf("%d bytes are too many for a header: %w", h.Size, repository.ErrDamaged)
 	}
-	at := diskcrypt.Place{Header: io.NewSectionReader(h, 0, h.Size), HeadSize: h.Size, Data: bytes.NewReader(nil), Size: vol.Range.Length}
+	at := diskcrypt.Place{Header: io.NewSectionReader(h, 0, h.Size), HeadSize: h.Size, Data: bytes.NewReader(nil), Size: vol.Size()}
 	return export(ctx, formats, at, vol)
 }
 

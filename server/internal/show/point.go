@@ -117,7 +117,7 @@ func Areas(rep *diskcrypt.Report) []api.Area {
 func Volume(diskID string, v diskcrypt.Volume, opened map[string][]string) api.Volume {
 	out := api.Volume{
 		ID: v.ID, Disk: diskID, Type: v.Type, UUID: v.UUID, Label: v.Label, Cipher: v.Cipher, KeyBits: v.KeyBits,
-		SectorSize: v.SectorSize, OffsetBytes: v.Range.Offset, SizeBytes: v.Range.Length, Epoch: v.Epoch,
+		SectorSize: v.SectorSize, OffsetBytes: v.Range.Offset, SizeBytes: v.Size(), Epoch: v.Epoch,
 		HeaderDigest: v.HeaderDigest, SelfOpening: v.SelfOpening, Unsupported: v.Unsupported, Conversion: v.Conversion,
 		Protectors: []api.Protector{}, Warnings: v.Warnings, Declared: diskcrypt.FormatDeclaration(v.Declared),
 	}
