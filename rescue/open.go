@@ -130,7 +130,7 @@ func look(vol diskcrypt.Opened, o *Opening) error {
 func (r *Rescue) formatOf(ctx context.Context, place diskcrypt.Place, want Volume) (diskcrypt.Format, error) {
 	for _, f := range r.formats {
 		v, err := f.Inspect(ctx, place)
-		if errors.Is(err, diskcrypt.ErrNotThisFormat) {
+		if errors.Is(err, diskcrypt.ErrNotThisFormat) || place.Declared != nil && v != nil && v.Declared == nil {
 			continue
 		}
 		if err != nil {

@@ -189,6 +189,9 @@ func (r *Rescue) statements(ctx context.Context, p *Point, want custody.Expected
 			if proof, _, err = custody.VerifyProof(s.Raw, r.trust(), want); err == nil {
 				v := p.volume(proof.Disk, proof.Volume)
 				v.Proofs = append(v.Proofs, proof)
+				if v.Type == diskcrypt.TypeOpaque && proof.Declared != nil { // declared later, and opened so
+					v.Type, v.Declared, v.HeaderDigest, v.Unsupported = proof.Type, proof.Declared, proof.HeaderDigest, ""
+				}
 			}
 		case repository.SidecarKeyPackage:
 			var cover custody.KeyCover

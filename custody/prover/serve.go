@@ -164,10 +164,10 @@ func (s *server) ask(r readRequest, p []byte) (int, error) {
 
 // stored is one disk, or one detached header, of the recovery point.
 type stored struct {
-	s              *server
-	disk, volume   string
-	header         bool
-	length         int64
+	s            *server
+	disk, volume string
+	header       bool
+	length       int64
 }
 
 func (r stored) ReadAt(p []byte, off int64) (int, error) {
@@ -219,7 +219,7 @@ func (s *server) place(disk string, v diskcrypt.Volume, headerSize int64) (diskc
 func (s *server) inspect(ctx context.Context, p diskcrypt.Place, want diskcrypt.Volume) (diskcrypt.Format, *diskcrypt.Volume, error) {
 	for _, f := range s.deps.Formats {
 		v, err := f.Inspect(ctx, p)
-		if errors.Is(err, diskcrypt.ErrNotThisFormat) {
+		if errors.Is(err, diskcrypt.ErrNotThisFormat) || p.Declared != nil && v != nil && v.Declared == nil {
 			continue
 		}
 		if err != nil {

@@ -106,5 +106,9 @@ func (h keyHash) key(passphrase []byte, keyBytes int) ([]byte, error) {
 }
 
 func (p params) newCipher(key []byte) (*dmcrypt.Cipher, error) {
-	return dmcrypt.New(p.cipher, key, p.sectorSize)
+	var options []dmcrypt.Option
+	if p.largeIV {
+		options = append(options, dmcrypt.IVLargeSectors)
+	}
+	return dmcrypt.New(p.cipher, key, p.sectorSize, options...)
 }

@@ -121,8 +121,6 @@ func (p params) cannot(hashName string) string {
 		return "null cipher: the data are not encrypted"
 	case !spec.KeySizeOK(p.keyBytes):
 		return fmt.Sprintf("cipher %q with a key of %d bits", p.cipher, p.keyBytes*8)
-	case p.largeIV:
-		return "iv-large-sectors"
 	case !p.hash.known():
 		return fmt.Sprintf("hash %q", hashName)
 	}

@@ -134,6 +134,27 @@ func TestConformance(t *testing.T) {
 			Secrets: []diskcrypttest.Secret{{Kind: diskcrypt.KindKeyFile, Bytes: keyFile[:64], Protectors: one, Prefix: true}},
 		},
 	})
+	// Numbers of whole sectors.
+	c, err := xts.NewCipher(aes.NewCipher, half[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := make([]byte, size)
+	for i := 0; i < size; i += 4096 {
+		c.Encrypt(large[i:i+4096], plain[i:i+4096], uint64(i/4096))
+	}
+	whole, err := plaindm.Format{}.Open(context.Background(), place(t, large, "dm-crypt,cipher=aes-xts-plain64,size=256,hash=sha256,sector-size=4096,iv-large-sectors=yes"),
+		diskcrypt.KindPassphrase, envelope.CopySecret(pass), diskcrypt.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer whole.Close()
+	{
+		b := make([]byte, size)
+		if _, err := whole.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) || !bytes.Equal(b, plain) {
+			t.Errorf("iv-large-sectors: %v", err)
+		}
+	}
 	// The offset moves the data and not their numbers.
 	o, err := plaindm.Format{}.Open(context.Background(), place(t, shifted, "dm-crypt,cipher=aes-xts-plain64,size=256,hash=sha256,offset=8"),
 		diskcrypt.KindPassphrase, envelope.CopySecret(pass), diskcrypt.Limits{})
