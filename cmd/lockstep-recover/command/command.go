@@ -132,7 +132,7 @@ What to do, step by step: list, open-check, restore, secrets.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usagef("%v", err) })
 	root.SetUsageTemplate(usageTemplate)
 	root.Annotations = map[string]string{exits: exitLines(precedence)}
-	root.AddCommand(a.listCommand(), a.openCheckCommand(), a.restoreCommand(), a.secretsCommand(),
+	root.AddCommand(a.listCommand(), a.openCheckCommand(), a.restoreCommand(), a.secretsCommand(), a.unlockCommand(),
 		a.headerCommand(), a.verifyCommand(), a.versionCommand())
 	root.SetHelpCommand(&cobra.Command{Use: "help", Hidden: true, Run: func(*cobra.Command, []string) { _ = root.Help() }})
 	return root

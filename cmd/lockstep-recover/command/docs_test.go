@@ -19,7 +19,7 @@ func TestDocsNameEveryCommand(t *testing.T) {
 	status, help, errs := run(t, "--help")
 	want(t, status, api.ExitDone, help, errs)
 	b.WriteString("```text\n" + strings.TrimSpace(help) + "\n```\n\n")
-	for _, name := range []string{"list", "open-check", "restore", "secrets", "header", "verify"} {
+	for _, name := range []string{"list", "open-check", "restore", "secrets", "unlock", "header", "verify"} {
 		contains(t, help, "\n  "+name+" ")
 		status, text, errs := run(t, name, "--help")
 		want(t, status, api.ExitDone, text, errs)
