@@ -78,6 +78,7 @@ func TestDecode(t *testing.T) {
 		}
 		return base64.RawURLEncoding.EncodeToString(b)
 	}
+	//lint:ignore SA1019 some vaults wrap so
 	old, err := rsa.EncryptPKCS1v15(rand.Reader, &key.PublicKey, bek)
 	if err != nil {
 		t.Fatal(err)
