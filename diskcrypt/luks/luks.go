@@ -87,7 +87,7 @@ func (Format) Inspect(ctx context.Context, p diskcrypt.Place) (*diskcrypt.Volume
 		out.Protectors = append(out.Protectors, v.protector(s, digest, &out.Warnings))
 	}
 	out.HeaderDigest = "sha256:" + hex.EncodeToString(digest.Sum(nil))
-	out.Tokens = v.tokens(out.Protectors)
+	out.Tokens = append(v.tokens(out.Protectors), v.luksMeta(out.Protectors)...)
 	if opening(out.Protectors) == 0 {
 		out.Warnings = append(out.Warnings, "no key slot opens this volume: it was erased; only its volume key still opens it")
 	}

@@ -1,6 +1,7 @@
 package luks
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -49,13 +50,51 @@ func (v *volume) tokens(protectors []diskcrypt.Protector) []diskcrypt.Token {
 	return out
 }
 
+// luksMetaBytes are the head of a LUKSMeta area and its table of eight slots.
+const luksMetaBytes = 16 + 8*32
+
+// clevisUUID marks what clevis keeps for a slot in a LUKSMeta area.
+var clevisUUID = []byte{0xcb, 0x6e, 0x89, 0x04, 0x81, 0xff, 0x40, 0xda, 0xa8, 0x4a, 0x07, 0xab, 0x9a, 0xb5, 0x71, 0x5e}
+
+// luksMeta is what clevis keeps behind the key slots of LUKS1, which has no tokens.
+func (v *volume) luksMeta(protectors []diskcrypt.Protector) []diskcrypt.Token {
+	at := luks1BackupSize(v.h)
+	b := make([]byte, luksMetaBytes)
+	if v.h.Version != 1 || at > v.h.Extent-luksMetaBytes {
+		return nil
+	}
+	if n, _ := v.head.ReadAt(b, at); n < len(b) || !bytes.HasPrefix(b, []byte("LUKSMETA")) {
+		return nil
+	}
+	sum := sha256.Sum256(b)
+	token := diskcrypt.Token{
+		ID: "luksmeta", Type: "luksmeta", Digest: "sha256:" + hex.EncodeToString(sum[:]),
+		Meaning: "LUKSMeta behind the key slots: something else may supply a passphrase",
+	}
+	for i := range 8 {
+		if !bytes.HasPrefix(b[16+32*i:], clevisUUID) {
+			continue
+		}
+		id := slotID(i)
+		token.Type, token.Slots = "clevis", append(token.Slots, id)
+		token.Meaning = "clevis, in LUKSMeta: a tang server or the machine's TPM supplies the passphrase; elsewhere it may not be to be had"
+		for j := range protectors {
+			if p := &protectors[j]; p.ID == id {
+				p.Offline = false
+				p.Note = strings.TrimPrefix(p.Note+"; "+token.Meaning, "; ")
+			}
+		}
+	}
+	return []diskcrypt.Token{token}
+}
+
 // meaningOf reads the types that systemd, clevis and cryptsetup document.
 func meaningOf(t header.Token) supplier {
 	switch t.Type {
 	case "luks2-keyring":
 		return supplier{fmt.Sprintf("the passphrase is taken from the kernel keyring, key %q; elsewhere it must be given", member(t.Raw, "key_description")), true, ""}
 	case "systemd-tpm2":
-		return supplier{"sealed to the machine's TPM: opens only there, not on a restored machine", false, "tpm"}
+		return supplier{"sealed to the machine's TPM" + withPIN(t) + ": opens only there, not on a restored machine", false, "tpm"}
 	case "systemd-fido2":
 		return supplier{"needs the FIDO2 security key it was enrolled with", true, "fido2"}
 	case "systemd-pkcs11":
@@ -66,6 +105,14 @@ func meaningOf(t header.Token) supplier {
 		return clevis(jwePins(t.Raw["jwe"], 0))
 	}
 	return supplier{"not known: something else may supply the passphrase", false, ""}
+}
+
+// withPIN says that the TPM asks for a PIN too.
+func withPIN(t header.Token) string {
+	if pin, _ := t.Raw["tpm2-pin"].(bool); pin {
+		return " and a PIN"
+	}
+	return ""
 }
 
 func member(m map[string]any, name string) string {

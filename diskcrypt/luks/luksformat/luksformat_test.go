@@ -387,7 +387,7 @@ func TestPayloadLUKS2(t *testing.T) {
 func TestFormatRefusals(t *testing.T) {
 	for name, o := range map[string]luksformat.Options{
 		"version":   {Version: 3},
-		"cipher":    {Cipher: "serpent-xts-plain64"},
+		"cipher":    {Cipher: "camellia-xts-plain64"},
 		"key":       {KeyBits: 100},
 		"sector":    {Version: 1, SectorSize: 4096},
 		"too small": {KeyslotsSize: 128 << 20},

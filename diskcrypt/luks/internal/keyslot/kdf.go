@@ -19,6 +19,7 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/jzelinskie/whirlpool"
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/pbkdf2"
 	"golang.org/x/crypto/ripemd160" //lint:ignore SA1019 LUKS1 headers name it
@@ -80,6 +81,8 @@ func NewHash(name string) (func() hash.Hash, error) {
 		return sha512.New, nil
 	case "ripemd160":
 		return ripemd160.New, nil
+	case "whirlpool":
+		return whirlpool.New, nil
 	}
 	return nil, fmt.Errorf("hash %q: %w", name, ErrUnsupported)
 }

@@ -100,9 +100,9 @@ func TestUnsupported(t *testing.T) {
 	ok := Box{KDF: KDF{Type: PBKDF2, Hash: "sha1", Iterations: 1}, KeyBytes: 32, AFHash: "sha1", Cipher: "aes-xts-plain64", CipherKeySize: 32}
 	for name, spoil := range map[string]func(*Box){
 		"kdf":    func(b *Box) { b.KDF.Type = "scrypt" },
-		"hash":   func(b *Box) { b.KDF.Hash = "whirlpool" },
-		"af":     func(b *Box) { b.AFHash = "whirlpool" },
-		"cipher": func(b *Box) { b.Cipher = "serpent-xts-plain64" },
+		"hash":   func(b *Box) { b.KDF.Hash = "tiger" },
+		"af":     func(b *Box) { b.AFHash = "tiger" },
+		"cipher": func(b *Box) { b.Cipher = "camellia-xts-plain64" },
 		"key":    func(b *Box) { b.CipherKeySize = 17 },
 		"lanes":  func(b *Box) { b.KDF = KDF{Type: Argon2i, Time: 1, MemoryKiB: 32, Lanes: 256} },
 	} {
