@@ -176,7 +176,9 @@ func TestMountUnlocked(t *testing.T) {
 	if st, err := os.Stat(v.File); err != nil || st.Mode().Perm() != 0o400 {
 		t.Errorf("%v, %v", st.Mode(), err)
 	}
-	about := struct{ Volumes []struct{ File, Volume string } }{}
+	about := struct {
+		Volumes []struct{ File, Volume string }
+	}{}
 	text, err := os.ReadFile(filepath.Join(dir, "point.json"))
 	if err == nil {
 		err = json.Unmarshal(text, &about)
