@@ -36,8 +36,8 @@ type Cipher struct {
 	stream [8]uint32
 	block  cipher.Block
 	fast   *aesni.Key // block, where it is ours to wipe
-	tweak  [32]byte // Poly1305 key of tweak and length; its second half is zero
-	mac    [32]byte // Poly1305 key of NH's hashes; likewise
+	tweak  [32]byte   // Poly1305 key of tweak and length; its second half is zero
+	mac    [32]byte   // Poly1305 key of NH's hashes; likewise
 	nh     [nhKeySize / 4]uint32
 }
 

@@ -1,89 +1,63 @@
 // Package dmcrypt encrypts and decrypts runs of sectors the way the Linux
 // dm-crypt target does, named by its cipher strings ("aes-xts-plain64"). It
-// knows nothing of headers. Its invariant: IVs count units of 512 bytes,
-// whatever the sector size, as dm-crypt does without iv_large_sectors.
+// knows nothing of headers. Its invariant: it is handed numbers of units of 512
+// bytes, whatever the sector size; IVs count them, or whole sectors with
+// IVLargeSectors, as dm-crypt's option iv_large_sectors has it.
 package dmcrypt
 
 import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"strings"
-	"sync"
-)
+	"math"
+	"math/bits"
 
-// ErrUnsupported marks a cipher string that is understood to be one, and not offered here.
-var ErrUnsupported = errors.New("cipher not supported")
+	"github.com/aead/serpent"
+	"golang.org/x/crypto/twofish" //lint:ignore SA1019 a cipher of dm-crypt
+
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/adiantum"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/cbc"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/xts"
+)
 
 const (
-	blockSize     = aes.BlockSize
-	ivUnit        = 512
-	maxSectorSize = 4096
+	blockSize = 16
+	ivUnit    = 512
 )
 
-// Spec is a parsed cipher string.
-type Spec struct {
-	Name string // "aes", "cipher_null"
-	Mode string // "xts", "cbc", "ecb"
-	IV   string // "plain", "plain64", "essiv:sha256", "" for the null cipher
+// blocks are the block ciphers. For AES the packages of the modes have a faster way.
+var blocks = map[string]func(key []byte) (cipher.Block, error){
+	"aes":     aes.NewCipher,
+	"serpent": serpent.NewCipher,
+	"twofish": func(key []byte) (cipher.Block, error) { return twofish.NewCipher(key) },
 }
 
-// ParseSpec reads "cipher-mode-iv". ErrUnsupported for what Cipher does not do.
-func ParseSpec(s string) (Spec, error) {
-	parts := strings.SplitN(strings.ToLower(s), "-", 3)
-	spec := Spec{Name: parts[0]}
-	if len(parts) > 1 {
-		spec.Mode = parts[1]
-	}
-	if len(parts) > 2 {
-		spec.IV = parts[2]
-	}
-	if spec.Null() {
-		return spec, nil
-	}
-	ok := spec.Name == "aes" && (spec.Mode == "xts" || spec.Mode == "cbc")
-	switch spec.IV {
-	case "plain", "plain64", "essiv:sha256":
-	default:
-		ok = false
-	}
-	if !ok {
-		return spec, fmt.Errorf("%w: %q", ErrUnsupported, s)
-	}
-	return spec, nil
-}
+// rounds are those of the stream cipher of Adiantum.
+var rounds = map[string]int{"xchacha12,aes": 12, "xchacha20,aes": 20}
 
-// Null reports a cipher that does not encrypt.
-func (s Spec) Null() bool { return s.Name == "cipher_null" || s.Name == "null" }
+// Option changes how sectors are numbered.
+type Option func(*Cipher)
 
-// KeySizeOK reports whether keyBytes is a key size of this cipher.
-func (s Spec) KeySizeOK(keyBytes int) bool {
-	switch {
-	case s.Null():
-		return keyBytes >= 0
-	case s.Mode == "xts":
-		return keyBytes == 32 || keyBytes == 48 || keyBytes == 64
-	}
-	return keyBytes == 16 || keyBytes == 24 || keyBytes == 32
-}
+// IVLargeSectors has IVs count sectors instead of units of 512 bytes.
+func IVLargeSectors(c *Cipher) { c.shift = uint(bits.TrailingZeros(uint(c.sectorSize / ivUnit))) }
 
 // Cipher transforms runs of sectors. It is safe for concurrent use.
 type Cipher struct {
 	spec       Spec
 	sectorSize int
-	data       cipher.Block
-	tweak      cipher.Block // XTS
-	essiv      cipher.Block
-	scratch    sync.Pool // *[maxSectorSize]byte
+	shift      uint // from units to what IVs count
+
+	xts      *xts.Cipher
+	cbc      *cbc.Cipher
+	adiantum *adiantum.Cipher
+	essiv    *cbc.Cipher // for its EncryptBlock
 }
 
-// New makes a Cipher. The key is used during the call only; the key schedules
-// that crypto/aes makes of it live until the Cipher is collected.
-func New(cipherString string, key []byte, sectorSize int) (*Cipher, error) {
+// New makes a Cipher. The key is used during the call only. ErrUnsupported for
+// ciphers and key sizes that are not offered.
+func New(cipherString string, key []byte, sectorSize int, options ...Option) (*Cipher, error) {
 	spec, err := ParseSpec(cipherString)
 	if err != nil {
 		return nil, err
@@ -94,123 +68,177 @@ func New(cipherString string, key []byte, sectorSize int) (*Cipher, error) {
 		return nil, fmt.Errorf("cipher %s: sector size %d", cipherString, sectorSize)
 	}
 	c := &Cipher{spec: spec, sectorSize: sectorSize}
-	c.scratch.New = func() any { return new([maxSectorSize]byte) }
+	for _, o := range options {
+		o(c)
+	}
 	if spec.Null() {
 		return c, nil
 	}
 	if !spec.KeySizeOK(len(key)) {
 		return nil, fmt.Errorf("%w: %q with a key of %d bits", ErrUnsupported, cipherString, len(key)*8)
 	}
-	dataKey := key
-	if spec.Mode == "xts" {
-		dataKey = key[:len(key)/2]
-		if c.tweak, err = aes.NewCipher(key[len(key)/2:]); err != nil {
-			return nil, fmt.Errorf("cipher %s: %w", cipherString, err)
-		}
+	switch spec.Mode {
+	case "xts":
+		c.xts, err = newXTS(spec.Name, key)
+	case "cbc":
+		c.cbc, err = newCBC(spec.Name, key)
+	case "adiantum":
+		c.adiantum, err = adiantum.New(key, rounds[spec.Name])
 	}
-	if c.data, err = aes.NewCipher(dataKey); err != nil {
-		return nil, fmt.Errorf("cipher %s: %w", cipherString, err)
-	}
-	if spec.IV == "essiv:sha256" {
+	if err == nil && spec.IV == "essiv:sha256" {
 		salt := sha256.Sum256(key) // over the whole volume key, both halves for XTS
 		defer clear(salt[:])
-		if c.essiv, err = aes.NewCipher(salt[:]); err != nil {
-			return nil, fmt.Errorf("cipher %s: %w", cipherString, err)
-		}
+		c.essiv, err = newCBC(spec.Name, salt[:])
+	}
+	if err != nil {
+		c.Wipe()
+		return nil, fmt.Errorf("cipher %s: %w", cipherString, err)
 	}
 	return c, nil
+}
+
+func newXTS(name string, key []byte) (*xts.Cipher, error) {
+	if name == "aes" {
+		return xts.New(key)
+	}
+	data, err := blocks[name](key[:len(key)/2])
+	if err != nil {
+		return nil, err
+	}
+	tweak, err := blocks[name](key[len(key)/2:])
+	if err != nil {
+		return nil, err
+	}
+	return xts.NewBlocks(data, tweak)
+}
+
+func newCBC(name string, key []byte) (*cbc.Cipher, error) {
+	if name == "aes" {
+		return cbc.New(key)
+	}
+	block, err := blocks[name](key)
+	if err != nil {
+		return nil, err
+	}
+	return cbc.NewBlock(block)
 }
 
 // SectorSize is the size in bytes of the unit that is encrypted by itself.
 func (c *Cipher) SectorSize() int { return c.sectorSize }
 
+// Wipe overwrites the key schedules that are this module's own: of AES on
+// processors with AES instructions, and of Adiantum. Others live until the
+// Cipher is collected. It must not be used afterwards.
+func (c *Cipher) Wipe() {
+	if c.xts != nil {
+		c.xts.Wipe()
+	}
+	for _, k := range []*cbc.Cipher{c.cbc, c.essiv} {
+		if k != nil {
+			k.Wipe()
+		}
+	}
+	if c.adiantum != nil {
+		c.adiantum.Wipe()
+	}
+}
+
 // Decrypt replaces the ciphertext in b, a whole number of sectors, by its
 // plaintext; unit is the number of its first 512 bytes.
-func (c *Cipher) Decrypt(b []byte, unit uint64) { c.run(b, unit, c.decryptSector) }
+func (c *Cipher) Decrypt(b []byte, unit uint64) {
+	if c.xts != nil {
+		if first, step, ok := c.ascending(len(b), unit); ok {
+			c.xts.Decrypt(b, c.sectorSize, first, step)
+			return
+		}
+	}
+	c.each(b, unit, func(sector []byte, iv *[adiantum.TweakSize]byte) {
+		short := (*[blockSize]byte)(iv[:])
+		switch {
+		case c.xts != nil:
+			c.xts.DecryptSector(sector, short)
+		case c.cbc != nil:
+			c.cbc.Decrypt(sector, short)
+		default:
+			c.adiantum.Decrypt(sector, iv)
+		}
+	})
+}
 
 // Encrypt is the inverse of Decrypt.
-func (c *Cipher) Encrypt(b []byte, unit uint64) { c.run(b, unit, c.encryptSector) }
+func (c *Cipher) Encrypt(b []byte, unit uint64) {
+	if c.xts != nil {
+		if first, step, ok := c.ascending(len(b), unit); ok {
+			c.xts.Encrypt(b, c.sectorSize, first, step)
+			return
+		}
+	}
+	c.each(b, unit, func(sector []byte, iv *[adiantum.TweakSize]byte) {
+		short := (*[blockSize]byte)(iv[:])
+		switch {
+		case c.xts != nil:
+			c.xts.EncryptSector(sector, short)
+		case c.cbc != nil:
+			c.cbc.Encrypt(sector, short)
+		default:
+			c.adiantum.Encrypt(sector, iv)
+		}
+	})
+}
 
-func (c *Cipher) run(b []byte, unit uint64, do func(sector []byte, iv *[blockSize]byte, scratch []byte)) {
+// ascending reports whether the IVs of n bytes are first, first+step, … little
+// endian, which is done in one go.
+func (c *Cipher) ascending(n int, unit uint64) (first, step uint64, ok bool) {
+	units := uint64(c.sectorSize / ivUnit)
+	first, step = unit>>c.shift, units>>c.shift
+	switch c.spec.IV {
+	case "plain64":
+		return first, step, true
+	case "plain":
+		first &= math.MaxUint32
+		last := first + uint64(n/c.sectorSize)*step
+		return first, step, last <= math.MaxUint32
+	}
+	return 0, 0, false
+}
+
+// each gives one sector after the other with its IV, whose first 16 bytes are
+// that of a block cipher.
+func (c *Cipher) each(b []byte, unit uint64, do func(sector []byte, iv *[adiantum.TweakSize]byte)) {
 	if c.spec.Null() {
 		return
 	}
-	buf := c.scratch.Get().(*[maxSectorSize]byte)
-	scratch := buf[:c.sectorSize]
-	// The IV passes through the cipher.Block interface; kept in the pooled
-	// buffer's neighbourhood it would escape per sector, so one per run.
-	iv := new([blockSize]byte)
-	for len(b) > 0 {
-		c.iv(iv, unit)
-		do(b[:c.sectorSize], iv, scratch)
-		b = b[c.sectorSize:]
+	iv := new([adiantum.TweakSize]byte) // one per run: it escapes
+	for ; len(b) > 0; b = b[c.sectorSize:] {
+		c.iv(iv, unit>>c.shift)
+		do(b[:c.sectorSize], iv)
 		unit += uint64(c.sectorSize / ivUnit)
 	}
-	clear(buf[:])
-	c.scratch.Put(buf)
+	clear(iv[:])
 }
 
-func (c *Cipher) iv(iv *[blockSize]byte, unit uint64) {
-	*iv = [blockSize]byte{}
+// iv makes the IV of sector number n.
+func (c *Cipher) iv(iv *[adiantum.TweakSize]byte, n uint64) {
+	*iv = [adiantum.TweakSize]byte{}
+	size := blockSize
+	if c.adiantum != nil {
+		size = adiantum.TweakSize
+	}
+	short := (*[blockSize]byte)(iv[:])
 	switch c.spec.IV {
 	case "plain":
-		binary.LittleEndian.PutUint32(iv[:], uint32(unit))
+		binary.LittleEndian.PutUint32(iv[:], uint32(n))
 	case "plain64":
-		binary.LittleEndian.PutUint64(iv[:], unit)
+		binary.LittleEndian.PutUint64(iv[:], n)
+	case "plain64be":
+		binary.BigEndian.PutUint64(iv[size-8:], n)
 	case "essiv:sha256":
-		binary.LittleEndian.PutUint64(iv[:], unit)
-		c.essiv.Encrypt(iv[:], iv[:])
-	}
-}
-
-func (c *Cipher) decryptSector(sector []byte, iv *[blockSize]byte, scratch []byte) {
-	if c.spec.Mode == "xts" {
-		c.tweaks(scratch, iv)
-		subtle.XORBytes(sector, sector, scratch)
-		for i := 0; i < len(sector); i += blockSize {
-			c.data.Decrypt(sector[i:i+blockSize], sector[i:i+blockSize])
-		}
-		subtle.XORBytes(sector, sector, scratch)
-		return
-	}
-	copy(scratch, iv[:])
-	copy(scratch[blockSize:], sector)
-	for i := 0; i < len(sector); i += blockSize {
-		c.data.Decrypt(sector[i:i+blockSize], sector[i:i+blockSize])
-	}
-	subtle.XORBytes(sector, sector, scratch)
-}
-
-func (c *Cipher) encryptSector(sector []byte, iv *[blockSize]byte, scratch []byte) {
-	if c.spec.Mode == "xts" {
-		c.tweaks(scratch, iv)
-		subtle.XORBytes(sector, sector, scratch)
-		for i := 0; i < len(sector); i += blockSize {
-			c.data.Encrypt(sector[i:i+blockSize], sector[i:i+blockSize])
-		}
-		subtle.XORBytes(sector, sector, scratch)
-		return
-	}
-	prev := iv[:]
-	for i := 0; i < len(sector); i += blockSize {
-		block := sector[i : i+blockSize]
-		subtle.XORBytes(block, block, prev)
-		c.data.Encrypt(block, block)
-		prev = block
-	}
-}
-
-// tweaks fills t with the XTS tweaks of one sector (IEEE 1619): all first, so
-// that the two xors run over the whole sector at once.
-func (c *Cipher) tweaks(t []byte, iv *[blockSize]byte) {
-	c.tweak.Encrypt(iv[:], iv[:])
-	lo := binary.LittleEndian.Uint64(iv[:8])
-	hi := binary.LittleEndian.Uint64(iv[8:])
-	for i := 0; i+blockSize <= len(t); i += blockSize {
-		binary.LittleEndian.PutUint64(t[i:], lo)
-		binary.LittleEndian.PutUint64(t[i+8:], hi)
-		carry := hi >> 63
-		hi = hi<<1 | lo>>63
-		lo = lo<<1 ^ carry*0x87
+		binary.LittleEndian.PutUint64(iv[:], n)
+		c.essiv.EncryptBlock(short)
+	case "benbi": // counts blocks of 16 bytes from 1, in 512-byte sectors
+		binary.BigEndian.PutUint64(iv[size-8:], n<<5+1)
+	case "eboiv": // the byte offset, encrypted
+		binary.LittleEndian.PutUint64(iv[:], n*uint64(c.sectorSize))
+		c.cbc.EncryptBlock(short)
 	}
 }
