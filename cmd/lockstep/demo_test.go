@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/cmd/internal/demodisk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks"
