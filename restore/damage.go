@@ -22,20 +22,26 @@ const maxDamaged = 10000
 
 // losses are what one disk lost. Its methods are called concurrently.
 type losses struct {
-	part disk.Range
-
 	mu   sync.Mutex
+	part disk.Range // that is scanned
 	list []Damaged
+}
+
+// from says which part is scanned next.
+func (l *losses) from(part disk.Range) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.part = part
 }
 
 // add has a scan go on.
 func (l *losses) add(e *repository.DamageError) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	from, to := max(e.Range.Offset, l.part.Offset), min(e.Range.End(), l.part.End())
 	if from >= to {
 		return nil // beside the part
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.list = append(l.list, Damaged{disk.Range{Offset: from, Length: to - from}, e.Object, e.Err})
 	if len(l.list) >= 2*maxDamaged {
 		l.tidy()

@@ -7,7 +7,8 @@ import (
 
 // LossesOf is what the losses of a part come to.
 func LossesOf(part disk.Range, fill func(add func(disk.Range, string))) []Damaged {
-	l := losses{part: part}
+	var l losses
+	l.from(part)
 	fill(func(r disk.Range, object string) {
 		_ = l.add(&repository.DamageError{Range: r, Object: object, Err: repository.ErrDamaged})
 	})

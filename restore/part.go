@@ -59,9 +59,45 @@ func only(o *repository.ScanOptions, part disk.Range) {
 	}
 }
 
+// pieces are a part's ranges of the disk in its order: the extents, where it has
+// some, which are checked.
+func pieces(d repository.Disk, part disk.Range, extents []disk.Range) (list []disk.Range, size int64, err error) {
+	if extents == nil {
+		part, err = partOf(d, part)
+		return []disk.Range{part}, part.Length, err
+	}
+	for _, e := range extents {
+		if _, err := partOf(d, e); err != nil || e == (disk.Range{}) || size > d.Size {
+			return nil, 0, fmt.Errorf("disk %s: a piece of %d bytes at offset %d of %d: %w", d.ID, e.Length, e.Offset, d.Size, ErrNoPart)
+		}
+		size += e.Length
+	}
+	return extents, size, nil
+}
+
+// scan hands on pieces of a disk one after the other, at offsets within them all.
+func scan(ctx context.Context, r *repository.DiskReader, d repository.Disk, o repository.ScanOptions, list []disk.Range, lost *losses) error {
+	before := int64(0)
+	for _, p := range list {
+		lost.from(p)
+		here, at := o, before
+		here.Data = func(off int64, b []byte) error { return o.Data(off+at, b) }
+		here.Zero = func(off, length int64) error { return o.Zero(off+at, length) }
+		here.Progress = func(n, total int64) { o.Progress(at+min(n, p.Length), total) }
+		if p.Length != d.Size {
+			only(&here, p)
+		}
+		if _, err := r.Scan(ctx, here); err != nil {
+			return err
+		}
+		before += p.Length
+	}
+	return nil
+}
+
 // unread is what of a part never was in the recovery point, by offsets of the disk.
-func unread(d repository.Disk, part disk.Range) []disk.Range {
-	return disk.Normalize(d.Unread...).Intersect(disk.Ranges{part})
+func unread(d repository.Disk, list []disk.Range) []disk.Range {
+	return disk.Normalize(d.Unread...).Intersect(disk.Normalize(list...))
 }
 
 // StreamRequest asks for the bytes of a disk, or of a part of it, in order.
@@ -69,7 +105,8 @@ type StreamRequest struct {
 	Repository *repository.Repository
 	Manifest   *repository.Manifest
 	Disk       string
-	Part       disk.Range // zero length: all of it
+	Part       disk.Range   // zero length: all of it
+	Extents    []disk.Range // the part's bytes in its order, where they are not just Part: a logical volume's
 	To         io.Writer
 	// Sized is called once, before the first byte, with the number of bytes.
 	Sized func(size int64)
@@ -93,7 +130,7 @@ func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
 	if !ok {
 		return fail(ErrNoDisk)
 	}
-	part, err := partOf(d, req.Part)
+	list, size, err := pieces(d, req.Part, req.Extents)
 	if err != nil {
 		return fail(err)
 	}
@@ -102,7 +139,7 @@ func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
 		return fail(err)
 	}
 	if req.Sized != nil {
-		req.Sized(part.Length)
+		req.Sized(size)
 	}
 	start := time.Now()
 	var at, data int64
@@ -138,28 +175,25 @@ func Stream(ctx context.Context, req StreamRequest) (Disk, error) {
 		},
 		Progress: func(n, _ int64) {
 			if req.Progress != nil {
-				req.Progress("write", min(n, part.Length), part.Length)
+				req.Progress("write", min(n, size), size)
 			}
 		},
 	}
-	if part.Length != d.Size {
-		only(&o, part)
-	}
 	gone := deletions{repo: req.Repository, manifest: req.Manifest}
-	lost := losses{part: part}
+	var lost losses
 	if req.KeepGoing {
 		o.Damaged = gone.goOn(ctx, &lost)
 	}
 	var from borrowed
 	from.lend(ctx, &o, req.Elsewhere, req.Manifest, d)
-	if _, err := r.Scan(ctx, o); err != nil {
+	if err := scan(ctx, r, d, o, list, &lost); err != nil {
 		return fail(gone.explain(ctx, err))
 	}
-	if at != part.Length {
+	if at != size {
 		return fail(io.ErrUnexpectedEOF)
 	}
 	return Disk{
-		ID: d.ID, Part: req.Part, Target: "-", Size: part.Length, Written: data, ContentRoot: d.ContentRoot,
-		Unread: unread(d, part), Damaged: lost.damaged(), Borrowed: from.bytes, BorrowedFor: from.why, Seconds: time.Since(start).Seconds(),
+		ID: d.ID, Part: req.Part, Target: "-", Size: size, Written: data, ContentRoot: d.ContentRoot,
+		Unread: unread(d, list), Damaged: lost.damaged(), Borrowed: from.bytes, BorrowedFor: from.why, Seconds: time.Since(start).Seconds(),
 	}, nil
 }

@@ -69,6 +69,34 @@ func TestParts(t *testing.T) {
 	}
 }
 
+// TestPieces: a volume whose bytes lie in several places, and not in their order.
+func TestPieces(t *testing.T) {
+	s := newStored(t)
+	list := []disk.Range{{Offset: 4<<20 + 512, Length: 5 << 20}, {Offset: 512, Length: 1000}, {Offset: 2<<20 - 4096, Length: 8192}, {Offset: 2 << 20, Length: 512}}
+	var want []byte
+	for _, e := range list {
+		want = append(want, s.a[e.Offset:e.End()]...)
+	}
+	part := disk.Range{Offset: 512, Length: 9<<20 - 512}
+	to := filepath.Join(t.TempDir(), "volume")
+	done, err := restore.Run(t.Context(), s.request(image.Opener{}.Open, restore.Target{Disk: "vda", Part: part, Extents: list, Target: to}))
+	if err != nil || done[0].Size != int64(len(want)) {
+		t.Fatal(done, err)
+	}
+	if got, err := os.ReadFile(to); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	var out bytes.Buffer
+	req := restore.StreamRequest{Repository: s.repo, Manifest: s.manifest, Disk: "vda", Part: part, Extents: list, To: &out}
+	if _, err := restore.Stream(t.Context(), req); err != nil || !bytes.Equal(out.Bytes(), want) {
+		t.Fatalf("streamed %d bytes, %v", out.Len(), err)
+	}
+	req.Extents = []disk.Range{{Offset: 512, Length: 512}, {Offset: 9 << 20, Length: 4096}}
+	if _, err := restore.Stream(t.Context(), req); !errors.Is(err, restore.ErrNoPart) {
+		t.Fatal(err)
+	}
+}
+
 // TestPartsBesideEachOther: two parts and the whole in one go.
 func TestPartsBesideEachOther(t *testing.T) {
 	s := newStored(t)

@@ -21,9 +21,11 @@ var ErrNoDisk = errors.New("recovery point has no such disk")
 
 // Target is where one disk goes, or a part of one.
 type Target struct {
-	Disk   string
-	Part   disk.Range // of the disk; zero length: all of it
-	Target string
+	Disk string
+	Part disk.Range // of the disk; zero length: all of it
+	// Extents are the part's bytes in its order, where they are not just Part: a logical volume's.
+	Extents []disk.Range
+	Target  string
 }
 
 // Request asks for disks of one recovery point.
@@ -62,7 +64,8 @@ type Disk struct {
 func Run(ctx context.Context, req Request) (done []Disk, err error) {
 	type job struct {
 		disk   repository.Disk
-		part   disk.Range // never empty but of an empty disk
+		list   []disk.Range
+		size   int64
 		reader *repository.DiskReader
 		target target.Disk
 		spec   string
@@ -82,11 +85,11 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		if !ok {
 			return nil, fmt.Errorf("restore %s: disk %q: %w", req.Manifest.Point, t.Disk, ErrNoDisk)
 		}
-		part, err := partOf(d, t.Part)
+		list, size, err := pieces(d, t.Part, t.Extents)
 		if err != nil {
 			return nil, fmt.Errorf("restore %s: %w", req.Manifest.Point, err)
 		}
-		name := fmt.Sprintf("%s %+v", t.Disk, t.Part)
+		name := fmt.Sprintf("%s %+v", t.Disk, list)
 		if seen[name] || seen["to "+t.Target] {
 			return nil, fmt.Errorf("restore %s: disk %s or its target is named twice: %w", req.Manifest.Point, t.Disk, target.ErrNotNamed)
 		}
@@ -95,11 +98,11 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("restore %s: %w", req.Manifest.Point, err)
 		}
-		total += part.Length
-		jobs = append(jobs, job{disk: d, part: part, reader: r, spec: t.Target})
+		total += size
+		jobs = append(jobs, job{disk: d, list: list, size: size, reader: r, spec: t.Target})
 	}
 	for i := range jobs {
-		if jobs[i].target, err = req.Open(ctx, jobs[i].spec, jobs[i].part.Length, req.Options); err != nil {
+		if jobs[i].target, err = req.Open(ctx, jobs[i].spec, jobs[i].size, req.Options); err != nil {
 			return nil, fmt.Errorf("restore disk %s to %s: %w", jobs[i].disk.ID, jobs[i].spec, err)
 		}
 	}
@@ -118,20 +121,17 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 			Zero: j.target.Zero,
 			Progress: func(n, _ int64) {
 				if req.Progress != nil {
-					req.Progress("write", before+min(n, j.part.Length), total)
+					req.Progress("write", before+min(n, j.size), total)
 				}
 			},
 		}
-		if j.part.Length != j.disk.Size {
-			only(&o, j.part)
-		}
 		var from borrowed
 		from.lend(ctx, &o, req.Elsewhere, req.Manifest, j.disk)
-		lost := losses{part: j.part}
+		var lost losses
 		if req.KeepGoing {
 			o.Damaged = gone.goOn(ctx, &lost)
 		}
-		_, err := j.reader.Scan(ctx, o)
+		err := scan(ctx, j.reader, j.disk, o, j.list, &lost)
 		if err != nil {
 			err = gone.explain(ctx, err)
 			return done, fmt.Errorf("restore disk %s to %s: %w", j.disk.ID, j.spec, err)
@@ -139,12 +139,12 @@ func Run(ctx context.Context, req Request) (done []Disk, err error) {
 		if err := j.target.Commit(); err != nil {
 			return done, fmt.Errorf("restore disk %s to %s: %w", j.disk.ID, j.spec, err)
 		}
-		beyond := max(j.target.Capacity()-j.part.Length, 0)
+		beyond := max(j.target.Capacity()-j.size, 0)
 		j.target = nil
-		before += j.part.Length
+		before += j.size
 		done = append(done, Disk{
-			ID: j.disk.ID, Part: req.Targets[i].Part, Target: j.spec, Size: j.part.Length, Written: written.Load(), Beyond: beyond,
-			ContentRoot: j.disk.ContentRoot, Unread: unread(j.disk, j.part), Damaged: lost.damaged(), Borrowed: from.bytes, BorrowedFor: from.why, Seconds: time.Since(start).Seconds(),
+			ID: j.disk.ID, Part: req.Targets[i].Part, Target: j.spec, Size: j.size, Written: written.Load(), Beyond: beyond,
+			ContentRoot: j.disk.ContentRoot, Unread: unread(j.disk, j.list), Damaged: lost.damaged(), Borrowed: from.bytes, BorrowedFor: from.why, Seconds: time.Since(start).Seconds(),
 		})
 	}
 	return done, nil

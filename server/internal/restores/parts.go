@@ -7,6 +7,7 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/backup"
 	"github.com/lockstep-backup/lockstep/disk"
+	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/restore"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
@@ -17,7 +18,10 @@ import (
 type wanted struct {
 	disk string
 	part disk.Range // zero length: all of it
-	gpt  bool       // the disk has a GPT
+	// extents of a logical volume that is in pieces, volume its ID; else empty.
+	extents []disk.Range
+	volume  string
+	gpt     bool // the disk has a GPT
 }
 
 // find finds what was named in a recovery point.
@@ -48,7 +52,7 @@ func findVolume(mf *repository.Manifest, p api.RestorePart) (w wanted, err error
 		return w, frame.Usage("restore: name a disk, a partition of it, or a volume")
 	}
 	var all []places.Place
-	ranges := map[places.Place]disk.Range{}
+	volumes := map[places.Place]diskcrypt.Volume{}
 	for _, d := range mf.Disks {
 		rep, err := backup.Inspection(d)
 		if err != nil {
@@ -56,18 +60,22 @@ func findVolume(mf *repository.Manifest, p api.RestorePart) (w wanted, err error
 		}
 		for _, v := range rep.Volumes {
 			at := places.Place{Disk: d.ID, Volume: v.ID}
-			all, ranges[at] = append(all, at), v.Range
+			all, volumes[at] = append(all, at), v
 		}
 	}
 	at, err := places.Find(all, p.Volume)
 	if err != nil {
 		return w, fmt.Errorf("restore %s: %w", mf.Point, err)
 	}
-	return wanted{disk: at.Disk, part: ranges[at]}, nil
+	v := volumes[at]
+	return wanted{disk: at.Disk, part: v.Range, extents: v.Extents, volume: v.ID}, nil
 }
 
 // holds says whether a volume lies in what is wanted.
 func (w wanted) holds(v api.Volume) bool {
+	if w.volume != "" {
+		return v.ID == w.volume
+	}
 	if w.part.Length == 0 {
 		return true
 	}

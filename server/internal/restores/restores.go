@@ -92,7 +92,7 @@ func (s routes) restore(ctx context.Context, c *catalog.Catalog, p catalog.Point
 		}
 		r.Targets[i].Disk = w.disk
 		parts = append(parts, w)
-		req.Targets = append(req.Targets, restore.Target{Disk: w.disk, Part: w.part, Target: t.Target})
+		req.Targets = append(req.Targets, restore.Target{Disk: w.disk, Part: w.part, Extents: w.extents, Target: t.Target})
 	}
 	res.Keys = keys(show.Preflight(v, r.Targets), v, parts)
 	for _, k := range res.Keys {

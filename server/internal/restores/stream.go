@@ -70,7 +70,7 @@ func (s routes) stream(ctx context.Context, req *frame.In[api.StreamRequest]) (*
 		out := api.StreamOutcome{Exit: frame.ExitOfState(v.State)}
 		d, err := frame.Audited(ctx, s.Frame, e, func() (restore.Disk, error) {
 			return restore.Stream(s.Limited(h.Context(), r.Rates), restore.StreamRequest{
-				Repository: near.Repo, Elsewhere: rest, Manifest: mf, Disk: w.disk, Part: w.part, To: h.BodyWriter(),
+				Repository: near.Repo, Elsewhere: rest, Manifest: mf, Disk: w.disk, Part: w.part, Extents: w.extents, To: h.BodyWriter(),
 				Sized: func(n int64) {
 					h.SetHeader("Content-Type", "application/octet-stream")
 					h.SetHeader(api.SizeHeader, strconv.FormatInt(n, 10))
