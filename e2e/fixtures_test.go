@@ -261,17 +261,6 @@ func TestDetachedImage(t *testing.T) {
 func TestOtherEncryption(t *testing.T) {
 	t.Parallel()
 	h := initialised(t)
-	for _, f := range []string{"bitlk-files-aes-xts-128", "bitlk-files-togo-aes-xts-128", "bitlk-files-aes-cbc-256"} {
-		unpack(t, h.dir, "bitlocker/"+f+".img.xz")
-		p := h.protect(f, h.path(f+".img"))
-		if p.State != "unrecoverable" || len(p.Disks[0].Volumes) != 1 || p.Disks[0].Volumes[0].Type != "bitlocker" || p.Disks[0].Volumes[0].Unsupported == "" {
-			t.Errorf("%s: %+v", f, p)
-		}
-		judge.Decided(t, "Windows' BitLocker images")
-		if err := os.Remove(h.path(f + ".img")); err != nil {
-			t.Error(err)
-		}
-	}
 	unpack(t, h.dir, "veracrypt/tcrypt-images.tar.xz")
 	for _, f := range []string{"vc_1-sha512-xts-camellia-serpent-kuznyechik", "tc_4-sha512-xts-aes-hidden", "vck_1_nopw-sha512-xts-aes"} {
 		if p := h.protect(f[:4]+f[len(f)-6:], h.path("tcrypt-images", f)); p.State != "opaque" {

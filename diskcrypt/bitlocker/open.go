@@ -392,6 +392,9 @@ func (m *metadata) withKey(p diskcrypt.Place, fvek []byte, id, check string) (*o
 	if m.orphan {
 		m.sector = m.probeSector(p, how, key)
 	}
+	if m.eowFailed != nil {
+		m.head = m.probeHead(p, how, key)
+	}
 	c, err := how.newCipher(key, int(m.sector))
 	if err != nil {
 		envelope.Wipe(key)
@@ -420,6 +423,24 @@ func (m *metadata) probeSector(p diskcrypt.Place, how method, key []byte) int64 
 		}
 	}
 	return assumed
+}
+
+// probeHead tells whether the moved boot area is encrypted by what gives a boot
+// sector; Unreadable where neither does.
+func (m *metadata) probeHead(p diskcrypt.Place, how method, key []byte) plainview.Kind {
+	c, err := how.newCipher(key, int(m.sector))
+	if err != nil {
+		return plainview.Unreadable
+	}
+	defer c.wipe()
+	boot := make([]byte, fve.BootSize)
+	defer envelope.Wipe(boot)
+	for _, m.head = range []plainview.Kind{plainview.Crypt, plainview.Plain} {
+		if _, err := plainview.New(p.Data, m.logicalSize(), m.plan(c)).ReadAt(boot, 0); err == nil && isBootSector(boot) {
+			return m.head
+		}
+	}
+	return plainview.Unreadable
 }
 
 func (m *metadata) opened(p diskcrypt.Place, c *sectorCipher, key []byte, id, check string) *opened {

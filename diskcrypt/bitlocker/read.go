@@ -14,6 +14,7 @@ import (
 	"github.com/lockstep-backup/lockstep/blockstack"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/bitlocker/internal/fve"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/plainview"
 )
 
 // metadata is what was read of a volume.
@@ -27,8 +28,9 @@ type metadata struct {
 	copies     []*fve.Block // all good ones, newest first
 	eow        *fve.EOW
 	eowFailed  error
-	orphan     bool  // the boot sector is lost
-	backupBoot int64 // Vista: where the copy of the boot sector lies unencrypted, 0: nowhere
+	head       plainview.Kind // of the moved boot area, where eowFailed
+	orphan     bool           // the boot sector is lost
+	backupBoot int64          // Vista: where the copy of the boot sector lies unencrypted, 0: nowhere
 	warnings   []string
 }
 
@@ -234,7 +236,7 @@ func (m *metadata) conversionState(p diskcrypt.Place) (err error) {
 		m.eow = nil
 		if errors.Is(err, fve.ErrDamaged) {
 			m.eowFailed = err
-			m.warn("%v: all of the volume is taken for encrypted, as its metadata say; what a conversion did not reach comes out as garbage", err)
+			m.warn("%v: nobody can tell which parts of the volume are encrypted; only the boot area is given out", err)
 			return nil
 		}
 		return fmt.Errorf("read the conversion's state: %w", err)

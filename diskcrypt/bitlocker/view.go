@@ -106,6 +106,9 @@ func (m *metadata) plan(c plainview.Cipher) plainview.Runs {
 	add(plainview.Plain, moved.Subtract(encrypted), m.block.VirtualOffset)
 
 	rest := all.Subtract(disk.Normalize(head))
+	if m.eowFailed != nil {
+		return m.lostConversion(c, head, rest)
+	}
 	zero := rest.Intersect(m.reserved())
 	rest = rest.Subtract(zero)
 	add(plainview.Zero, zero, 0)
@@ -114,6 +117,23 @@ func (m *metadata) plan(c plainview.Cipher) plainview.Runs {
 	add(plainview.Crypt, rest.Intersect(encrypted), 0)
 	add(plainview.Plain, rest.Subtract(encrypted), 0)
 	slices.SortFunc(runs, func(a, b plainview.Run) int { return cmp.Compare(a.Offset, b.Offset) })
+	return runs
+}
+
+var errLostConversion = errors.New("how far the volume was converted is lost, so nobody can tell whether this part is encrypted")
+
+// lostConversion is the plan where the bitmaps of a conversion are lost: the
+// moved boot area as it was found to be, and nothing else.
+func (m *metadata) lostConversion(c plainview.Cipher, head disk.Range, rest disk.Ranges) (runs plainview.Runs) {
+	if head.Length > 0 {
+		runs = append(runs, plainview.Run{
+			Length: head.Length, Kind: m.head, From: m.block.VirtualOffset, Unit: uint64(m.block.VirtualOffset) / unitSize,
+			Cipher: c, Why: errLostConversion,
+		})
+	}
+	for _, r := range rest {
+		runs = append(runs, plainview.Run{Offset: r.Offset, Length: r.Length, Kind: plainview.Unreadable, Why: errLostConversion})
+	}
 	return runs
 }
 

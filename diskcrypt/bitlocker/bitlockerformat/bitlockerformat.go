@@ -223,7 +223,13 @@ func (v *Volume) bitmapAt() int64 { return v.EOW[0] + 4*kib }
 
 func (v *Volume) logAt() int64 { return v.EOW[0] + 8*kib }
 
-const logSize = 8 * kib
+const (
+	logSize      = 8 * kib
+	infoSize     = 64
+	bitmapHeader = 64
+	recordSize   = 512
+	bitmapSize   = bitmapHeader + 2*recordSize
+)
 
 func (v *Volume) reserved() disk.Ranges {
 	rs := []disk.Range{{Offset: v.Moved, Length: int64(v.Options.Moved * v.SectorSize)}}
@@ -231,8 +237,9 @@ func (v *Volume) reserved() disk.Ranges {
 		rs = append(rs, disk.Range{Offset: off, Length: v.room()})
 	}
 	if v.Chunks != nil {
-		rs = append(rs, disk.Range{Offset: v.EOW[0], Length: cluster}, disk.Range{Offset: v.EOW[1], Length: cluster},
-			disk.Range{Offset: v.bitmapAt(), Length: cluster}, disk.Range{Offset: v.logAt(), Length: logSize})
+		whole := func(n int) int64 { return int64((n + v.SectorSize - 1) / v.SectorSize * v.SectorSize) }
+		rs = append(rs, disk.Range{Offset: v.EOW[0], Length: whole(infoSize)}, disk.Range{Offset: v.EOW[1], Length: whole(infoSize)},
+			disk.Range{Offset: v.bitmapAt(), Length: whole(bitmapSize)}, disk.Range{Offset: v.logAt(), Length: logSize})
 	}
 	return disk.Normalize(rs...)
 }

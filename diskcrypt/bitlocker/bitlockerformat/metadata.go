@@ -213,7 +213,7 @@ func (v *Volume) conversion(image []byte) {
 	if v.Chunks == nil {
 		return
 	}
-	info := make([]byte, 64)
+	info := make([]byte, infoSize)
 	copy(info, "FVE-EOW\x00")
 	le.PutUint16(info[8:], 56)
 	le.PutUint16(info[10:], uint16(len(info)))
@@ -230,8 +230,8 @@ func (v *Volume) conversion(image []byte) {
 		copy(image[off:], info)
 	}
 
-	const head, record = 64, 512
-	b := image[v.bitmapAt():][:head+2*record]
+	const head, record = bitmapHeader, recordSize
+	b := image[v.bitmapAt():][:bitmapSize]
 	copy(b, "FVE-EOWBM\x00")
 	le.PutUint16(b[10:], head)
 	le.PutUint32(b[12:], uint32(len(b)))
