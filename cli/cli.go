@@ -15,8 +15,10 @@ import (
 
 	"github.com/lockstep-backup/lockstep/cli/internal/audits"
 	"github.com/lockstep-backup/lockstep/cli/internal/backups"
+	"github.com/lockstep-backup/lockstep/cli/internal/browses"
 	"github.com/lockstep-backup/lockstep/cli/internal/catalogs"
 	"github.com/lockstep-backup/lockstep/cli/internal/checks"
+	"github.com/lockstep-backup/lockstep/cli/internal/drills"
 	"github.com/lockstep-backup/lockstep/cli/internal/exports"
 	"github.com/lockstep-backup/lockstep/cli/internal/imports"
 	"github.com/lockstep-backup/lockstep/cli/internal/jobs"
@@ -52,6 +54,15 @@ type (
 	Unlock         = shell.Unlock
 	GivenSecret    = shell.GivenSecret
 	SecretForm     = shell.SecretForm
+	BrowseOptions  = shell.BrowseOptions
+	BrowseResult   = shell.BrowseResult
+	Browsed        = shell.Browsed
+	BrowsedFile    = shell.BrowsedFile
+	DrillOptions   = shell.DrillOptions
+	Drilled        = shell.Drilled
+	DrillStep      = shell.DrillStep
+	DrillTool      = shell.DrillTool
+	Drilling       = shell.Drilling
 	OverlayOptions = shell.OverlayOptions
 	Overlay        = shell.Overlay
 	OverlayDisk    = shell.OverlayDisk
@@ -59,7 +70,7 @@ type (
 
 // groups are the commands.
 var groups = []func(*shell.Run) []*cobra.Command{
-	audits.Commands, backups.Commands, catalogs.Commands, checks.Commands, exports.Commands, imports.Commands, jobs.Commands,
+	audits.Commands, backups.Commands, browses.Commands, catalogs.Commands, checks.Commands, drills.Commands, exports.Commands, imports.Commands, jobs.Commands,
 	machines.Commands, points.Commands, policies.Commands, repositories.Commands, restores.Commands, secrets.Commands, setup.Commands,
 	volumes.Commands,
 }

@@ -27,6 +27,7 @@ func withExports(e Env) Env {
 		o.Ready(v)
 		return nil
 	}
+	e.Browse = browsing
 	e.Mount = func(_ context.Context, o MountOptions) error {
 		v := exported(o.Point)
 		v.Dir, v.Disks[0].File = o.Dir, o.Dir+"/vda.raw"
@@ -57,4 +58,33 @@ func unlocked(u *Unlock) []ExportedVolume {
 		v.URI += " " + s.Volume + " " + s.Kind + " " + string(s.Data)
 	}
 	return []ExportedVolume{v}
+}
+
+// browsing is a file system with one file, of a name for terminals.
+func browsing(_ context.Context, o BrowseOptions) (BrowseResult, error) {
+	r := BrowseResult{Browsed: Browsed{
+		Point: "0123456789abcdef0123456789abcdef", Machine: "web01", Class: "ext4", Reader: "user-space", Dirty: true, Replayed: true,
+		Warnings: []string{o.Point + " " + o.Disk + " " + o.Volume},
+	}, Problems: []string{}}
+	if o.Volume == "p1" {
+		return r, &api.Error{Exit: api.ExitWrongSecret, Detail: "p1 stays locked", Hint: "--secret-file"}
+	}
+	o.Opened(r.Browsed)
+	switch o.Action {
+	case "ls", "find":
+		f := BrowsedFile{Path: o.Path + "/a\x1b[31m" + o.Pattern, Type: "symlink", Mode: "lrwxrwxrwx", Links: 1, SizeBytes: 7, Target: "b\nc"}
+		if err := o.File(f); err != nil {
+			return r, err
+		}
+	case "cat", "tar":
+		if _, err := o.Out.Write([]byte("content of " + o.Path)); err != nil {
+			return r, err
+		}
+	case "get":
+		r.Written, r.Files = o.Dir, 1
+	}
+	if o.Path == "/damaged" {
+		r.Problems = append(r.Problems, "/damaged/x: damaged file system")
+	}
+	return r, nil
 }

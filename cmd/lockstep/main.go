@@ -47,7 +47,7 @@ func environment() cli.Env {
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv,
 		Version: programVersion(),
 		Connect: connect, Init: initialise, Serve: serve, Demo: tellStory, VerifyStored: barestore.Verify, CheckStore: barestore.Check,
-		Export: exportPoint, Mount: mountPoint, Browse: browsePoint, Overlay: showOverlay, DiscardOverlay: discardOverlay,
+		Export: exportPoint, Mount: mountPoint, Browse: browsePoint, Overlay: showOverlay, DiscardOverlay: discardOverlay, Drill: cli.Drilling{Run: holdDrill, Reports: drillReports},
 		DecodeADE: adesecret.Decode,
 	}
 }

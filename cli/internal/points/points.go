@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/cli/internal/drills"
 	"github.com/lockstep-backup/lockstep/cli/internal/screen"
 	"github.com/lockstep-backup/lockstep/cli/internal/shell"
 	"github.com/lockstep-backup/lockstep/cli/internal/show"
@@ -25,7 +26,7 @@ func Commands(r *shell.Run) []*cobra.Command {
 
 func (a group) pointCommand() *cobra.Command {
 	return a.Group("point", "Recovery points", shell.GroupDaily, "lockstep point list web01",
-		append(a.marks(), a.pointList(), a.pointShow(), a.pointDelete())...)
+		append(a.marks(), a.pointList(), a.pointShow(), a.pointDelete(), drills.Reports(a.Run))...)
 }
 
 func (a group) pointList() *cobra.Command {

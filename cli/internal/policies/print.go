@@ -36,6 +36,9 @@ func (a group) print(w io.Writer, v api.PolicyView) {
 	if p.Schedule != "" {
 		f.Add("note", "the schedule is kept and shown; this version starts no backups by itself")
 	}
+	for _, text := range v.Warnings {
+		f.Add("warning", text)
+	}
 	f.Add("proof age", p.ProofAge)
 	f.Add("verify age", p.VerifyAge)
 	for _, l := range p.Limits {

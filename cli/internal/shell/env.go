@@ -41,7 +41,11 @@ type Env struct {
 	CheckStore func(context.Context, StoreCheckOptions) (StoreCheckResult, error)
 	// Export and Mount give a recovery point to others until the context ends.
 	Export func(context.Context, ExportOptions) error
+	// Browse reads files out of a recovery point.
+	Browse func(context.Context, BrowseOptions) (BrowseResult, error)
 	Mount  func(context.Context, MountOptions) error
+	// Drill rehearses restores.
+	Drill Drilling
 	// Overlay looks at what was written over an exported recovery point.
 	Overlay        func(context.Context, OverlayOptions) (Overlay, error)
 	DiscardOverlay func(context.Context, OverlayOptions) error
