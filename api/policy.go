@@ -52,6 +52,8 @@ type PolicyView struct {
 	Origin  string      `json:"origin" enum:"machine,default,none"`
 	Policy  Policy      `json:"policy"`
 	Next    []time.Time `json:"next,omitempty" doc:"next times of the schedule"`
+	// Warnings are what somebody should know, in words.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Policy returns the policy in force for a machine, or the default where

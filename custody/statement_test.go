@@ -385,10 +385,12 @@ func FuzzStatements(f *testing.F) {
 	f.Add(m)
 	d, _ := json.Marshal(goodDrill())
 	f.Add(d)
+	po, _ := json.Marshal(goodPolicy())
+	f.Add(po)
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		for _, typ := range []string{ProofType, KeyPackageType, HeaderPackageType, DeclarationType, MarkType, DrillType} {
+		for _, typ := range []string{ProofType, KeyPackageType, HeaderPackageType, DeclarationType, MarkType, DrillType, PolicyType} {
 			k := prover
-			if typ == DeclarationType || typ == MarkType || typ == DrillType {
+			if typ == DeclarationType || typ == MarkType || typ == DrillType || typ == PolicyType {
 				k = custodian
 			}
 			signed, err := envelope.Sign(typ, payload, k)
@@ -404,6 +406,9 @@ func FuzzStatements(f *testing.F) {
 				t.Error("accepted what Check refuses")
 			}
 			if d, err := VerifyDrill(signed, tr, drillPoint()); err == nil && d.Check() != nil {
+				t.Error("accepted what Check refuses")
+			}
+			if p, err := VerifyPolicyOf(signed, tr, map[string]bool{repoID: true}, machineID); err == nil && p.Check() != nil {
 				t.Error("accepted what Check refuses")
 			}
 			_, _ = OpenKeyPackage(signed, id, tr)

@@ -138,12 +138,15 @@ func markWord(m custody.Mark) string {
 	return m.Kind
 }
 
-// unreadable picks the marks out of what Sidecars could not read: damaged ones
-// by their keys, and what may be one.
+// unreadable picks the marks and policies out of what Sidecars could not read:
+// damaged ones by their keys, and what may be one.
 func (c *MachineCustody) unreadable(err error) {
 	if d, ok := err.(*repository.DamageError); ok { // it wraps several errors, too
 		if strings.Contains(d.Object, "/"+repository.SidecarTag+"-") {
 			c.unreadMarks[d.Object] = err
+		}
+		if isPolicy(d.Object) {
+			c.Policies.Unread[d.Object] = err
 		}
 		return
 	}
@@ -153,7 +156,7 @@ func (c *MachineCustody) unreadable(err error) {
 		}
 		return
 	}
-	c.unreadMarks[""] = err
+	c.unreadMarks[""], c.Policies.Unread[""] = err, err
 }
 
 // CatalogMark is what the catalog keeps of a verified mark.

@@ -129,6 +129,7 @@ type MachineCustody struct {
 	// DoubtfulMarks are recovery points that marks name which do not count, and
 	// why: nothing is to be deleted by a rule for that.
 	DoubtfulMarks map[string]string
+	Policies      Policies
 	Problems      []string
 
 	unreadMarks map[string]error // by sidecar
@@ -136,7 +137,7 @@ type MachineCustody struct {
 
 // ReadMachine reads and verifies the sidecars of a machine.
 func ReadMachine(ctx context.Context, repo *repository.Repository, machine string) (MachineCustody, error) {
-	out := MachineCustody{DoubtfulMarks: map[string]string{}, unreadMarks: map[string]error{}}
+	out := MachineCustody{DoubtfulMarks: map[string]string{}, Policies: newPolicies(), unreadMarks: map[string]error{}}
 	sidecars, err := repo.Sidecars(ctx, machine, repository.MachineSidecars)
 	if ctx.Err() != nil {
 		return out, ctx.Err()
@@ -156,6 +157,8 @@ func ReadMachine(ctx context.Context, repo *repository.Repository, machine strin
 		switch s.Kind {
 		case repository.SidecarTag:
 			err = out.readMark(s, trust, homes, machine)
+		case repository.SidecarPolicy:
+			err = out.readPolicy(s, trust, homes, machine)
 		case repository.SidecarDeclaration:
 			d, e := custody.VerifyDeclarationOf(s.Raw, trust, homes, machine)
 			if err = e; err == nil {

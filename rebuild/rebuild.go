@@ -53,13 +53,15 @@ type Result struct {
 	Proofs       int
 	Holds        int // that follow from the proofs
 	HoldsPlaced  int // that the key manager lacked
+	Policies     int // the default among them
 	NotRebuilt   []string
 	Problems     []string
 }
 
 // NotRebuilt is what no repository holds.
 var NotRebuilt = []string{
-	"users, roles and policies: they are backed up with the data directory",
+	"users and roles: they are backed up with the data directory",
+	"a default policy that no machine followed",
 	"the audit log: it lies in the data directory and is backed up with it",
 	"which secrets were tried in vain: 'status' shows them as untried",
 	"jobs and their history",
@@ -78,6 +80,7 @@ type contents struct {
 	headers  []catalog.HeaderPackage
 	declared []catalog.Declaration
 	marks    []catalog.Mark
+	policies map[string]prove.Policies // by machine
 	holds    []prove.RefHold
 	from     map[string]string // recovery point to the id of the repository that it was read from
 }
@@ -93,7 +96,7 @@ func Run(ctx context.Context, d Deps, sources ...Source) (Result, error) {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
 	res := Result{NotRebuilt: slices.Clone(NotRebuilt)}
-	all := contents{from: map[string]string{}}
+	all := contents{from: map[string]string{}, policies: map[string]prove.Policies{}}
 	for _, s := range sources {
 		res.Repositories = append(res.Repositories, s.Repo.ID())
 		if err := read(ctx, d, s.Repo, &all, &res); err != nil {
@@ -156,6 +159,9 @@ func read(ctx context.Context, d Deps, repo *repository.Repository, all *content
 		all.declared = append(all.declared, c.Declarations...)
 		all.headers = append(all.headers, c.Headers...)
 		all.marks = append(all.marks, c.Marks...)
+		stated := all.policies[m.ID]
+		stated.Add(c.Policies)
+		all.policies[m.ID] = stated
 		res.Problems = append(res.Problems, c.Problems...)
 		addMachine(all, machine)
 	}
@@ -281,6 +287,9 @@ func fill(ctx context.Context, c *catalog.Catalog, all *contents, sources []Sour
 		if err := c.Repositories.Put(ctx, r); err != nil {
 			return err
 		}
+	}
+	if err := fillPolicies(ctx, c, all, now, res); err != nil {
+		return err
 	}
 	return c.Meta.Set(ctx, prove.MetaRebuilt, now.Format(time.RFC3339Nano))
 }

@@ -149,6 +149,7 @@ const (
 	SidecarDeclaration   = "declaration"
 	SidecarCertificate   = "certificate"
 	SidecarTag           = "tag"
+	SidecarPolicy        = "policy"
 	SidecarDrill         = "drill"
 )
 

@@ -78,6 +78,9 @@ func (s routes) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machin
 	// It is committed: what follows adds to it and is done even if somebody
 	// cancels between two steps, as far as the prover goes along.
 	s.warnChanges(ctx, c, made.Point, p)
+	if err := s.StatePolicies(context.WithoutCancel(ctx), c, false, m); err != nil {
+		p.Warning("recovery point %s is stored, and the policy is not: a lost catalog would not get it back: %s", made.Point.ID, frame.ProblemOf(err).Detail)
+	}
 	p.Progress(job.Progress{Phase: "prove", Total: 1, Unit: "points"})
 	ids := append([]string{made.Point.ID}, s.leftUnproven(ctx, c, made.Point)...)
 	results, err := prove.Points(ctx, s.Custody(ctx, c), ids, nil)

@@ -3,15 +3,12 @@ package frame
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"time"
 
-	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/custody"
-	"github.com/lockstep-backup/lockstep/policy"
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/prune"
 	"github.com/lockstep-backup/lockstep/repository"
@@ -96,26 +93,4 @@ func (s *Frame) Pruning(ctx context.Context, c *catalog.Catalog, place Place, re
 			return s.Record(ctx, e)
 		},
 	}
-}
-
-// PolicyOf is the policy in force for a machine, by its id, or the default
-// where machine is "", and whose it is (api.PolicyOwn and so on).
-func PolicyOf(ctx context.Context, c *catalog.Catalog, machine string) (p policy.Policy, origin string, err error) {
-	for _, at := range []struct{ machine, origin string }{{machine, api.PolicyOwn}, {"", api.PolicyDefault}} {
-		if at.machine == "" && at.origin == api.PolicyOwn {
-			continue
-		}
-		doc, err := c.Policies.Get(ctx, at.machine)
-		if err != nil {
-			return p, "", err
-		}
-		if doc == nil {
-			continue
-		}
-		if p, err = policy.Parse(doc); err != nil {
-			return p, "", fmt.Errorf("read the policy in the catalog: %w", err)
-		}
-		return p, at.origin, nil
-	}
-	return p, api.PolicyNone, nil
 }

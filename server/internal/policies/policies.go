@@ -100,7 +100,7 @@ func (s routes) set(ctx context.Context, req *setPolicy) (*frame.Out[api.PolicyV
 		if err := c.Policies.Put(ctx, m.ID, doc); err != nil {
 			return nil, err
 		}
-		return s.view(ctx, c, m)
+		return s.changed(ctx, c, m)
 	})
 }
 
@@ -166,8 +166,38 @@ func (s routes) unset(ctx context.Context, req *frame.MachinePath) (*frame.Out[a
 		if err := c.Policies.Delete(ctx, m.ID); err != nil {
 			return nil, err
 		}
-		return s.view(ctx, c, m)
+		return s.changed(ctx, c, m)
 	})
+}
+
+// changed shows the policy that a machine, or the default, has from now on, and
+// has the repository know it.
+func (s routes) changed(ctx context.Context, c *catalog.Catalog, m catalog.Machine) (*frame.Out[api.PolicyView], error) {
+	ctx = context.WithoutCancel(ctx)
+	if err := frame.PolicyChanged(ctx, c, m.ID, s.Now().UTC().Format(time.RFC3339)); err != nil {
+		return nil, err
+	}
+	machines := []catalog.Machine{m}
+	if m.ID == "" {
+		all, err := c.Machines.List(ctx, true)
+		if err != nil {
+			return nil, err
+		}
+		machines = nil
+		for _, m := range all {
+			if own, err := c.Policies.Get(ctx, m.ID); err != nil {
+				return nil, err
+			} else if own == nil {
+				machines = append(machines, m)
+			}
+		}
+	}
+	serr := s.StatePolicies(ctx, c, true, machines...)
+	v, err := s.view(ctx, c, m)
+	if err == nil && serr != nil {
+		v.Body.Warnings = append(v.Body.Warnings, "the policy holds, and is not in the repository yet, from which a lost catalog would be rebuilt: "+frame.ProblemOf(serr).Detail+"; the next backup tries again")
+	}
+	return v, err
 }
 
 func object(machine string) string {
@@ -206,6 +236,11 @@ func (s routes) view(ctx context.Context, c *catalog.Catalog, m catalog.Machine)
 		if newest, ok := catalog.Newest(points, time.Time{}); ok {
 			last = newest.Time
 		}
+	}
+	if why, err := frame.PolicyUnread(ctx, c, m.ID); err != nil {
+		return nil, err
+	} else if why != "" {
+		v.Warnings = append(v.Warnings, "the machine's own policy was lost with the catalog ("+why+"): nothing of it is pruned until it is set, or unset, again")
 	}
 	v.Next = p.Schedule.Next(last, s.Now(), loc, times)
 	return &frame.Out[api.PolicyView]{Body: v}, nil

@@ -126,6 +126,14 @@ func (s routes) machine(ctx context.Context, c *catalog.Catalog, deps prune.Deps
 		return v, err
 	}
 	v.Origin = origin
+	switch why, err := frame.PolicyUnread(ctx, c, m.ID); {
+	case err != nil:
+		return v, err
+	case why != "":
+		p := frame.Refused("prune %s: its policy was lost with the catalog, and is not known: %s", m.Name, why)
+		p.Hint = fmt.Sprintf("'lockstep policy show %[1]s' shows what would be in force; 'lockstep policy set %[1]s' or 'lockstep policy unset %[1]s' says what holds", m.Name)
+		return v, p
+	}
 	found, err := prune.Run(ctx, deps, prune.Request{
 		Machine: m, Policy: pol, DryRun: r.DryRun, ClockIsRight: r.ClockIsRight,
 		Progress: func(done, total int) {
