@@ -25,7 +25,6 @@ func TestBitLocker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
 	v, err := bitlockerformat.Format(context.Background(), f, plain, bitlockerformat.Options{Label: "WIN C:", Protectors: []bitlockerformat.Protector{
 		{Kind: bitlockerformat.TPM},
 		{Kind: bitlockerformat.Password, Secret: []byte("a good password")},
@@ -33,6 +32,9 @@ func TestBitLocker(t *testing.T) {
 		{Kind: bitlockerformat.StartupKey},
 	}})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
 	p := h.protect("windows", image)

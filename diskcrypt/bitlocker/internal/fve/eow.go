@@ -89,7 +89,7 @@ func parseEOWInfo(b []byte) (*eowInfo, error) {
 func ReadEOW(r io.ReaderAt, size int64, at []int64, sector int64) (*EOW, error) {
 	var info *eowInfo
 	out := &EOW{}
-	var reason error = fmt.Errorf("%w: the conversion's information is nowhere", ErrDamaged)
+	reason := fmt.Errorf("%w: the conversion's information is nowhere", ErrDamaged)
 	for _, off := range at {
 		b, err := readSome(r, size, off, maxEOWHeader)
 		if err != nil {
