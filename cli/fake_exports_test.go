@@ -45,7 +45,7 @@ func withExports(e Env) Env {
 		}, nil
 	}
 	e.DiscardOverlay = func(context.Context, OverlayOptions) error { return nil }
-	return e
+	return withDrills(e)
 }
 
 // unlocked says by what a volume would have been opened.
