@@ -58,7 +58,7 @@ const lattice = `
 	backup < rebuild, importing;
 	repository, custody, diskcrypt, catalog, nbd < verify, export;
 	unlock < export, rescue;
-	export, browse, unlock, audit < drill;
+	export, browse, unlock, prove < drill;
 	policy, repository, custody, catalog < prune;
 
 	# what people and scripts talk to
