@@ -9,6 +9,7 @@
 //	go run ./bench -dir /var/tmp/bench -size 8 -long 200           # the long run of incrementals
 //	go run ./bench -dir /var/tmp/bench -scale 0.25,1,64:0.02       # TiB, simulated
 //	go run ./bench -dir /var/tmp/bench -size 8 -export 20000       # instant access, so many random reads
+//	go run ./bench -xts -runs 15                                   # decryption beside golang.org/x/crypto/xts
 //
 // It needs root to drop the page cache between steps.
 package main
@@ -42,7 +43,15 @@ func main() {
 	scale := flag.String("scale", "", "instead of the table: simulate disks of so many TiB, TIB or TIB:SHARE-ALLOCATED, separated by commas")
 	points := flag.Int("points", 1000, "recovery points of a machine in the simulation")
 	exported := flag.Int("export", 0, "instead of the table: instant access, with so many random reads")
+	xts := flag.Bool("xts", false, "instead of the table: XTS-AES-256 beside golang.org/x/crypto/xts")
 	flag.Parse()
+	if *xts {
+		if err := ciphers(*runs); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	b, err := newBench(*dir, int64(*size)<<30, *runs, *kopia)
 	if err == nil {
 		defer b.close()
