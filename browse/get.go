@@ -46,13 +46,14 @@ func (f *FS) Get(ctx context.Context, to *os.Root, name string, o GetOptions) (*
 	err = f.Walk(ctx, name, func(n Node) error {
 		local := path.Join(base, strings.TrimPrefix(n.Path, prefix))
 		err := g.put(ctx, n, local)
+		var unread Problem
 		switch {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.As(err, new(Problem)):
-			g.problem(err.(Problem)) //nolint:errorlint // put returns it bare
+		case errors.As(err, &unread):
+			g.problem(unread)
 		default:
 			return fmt.Errorf("write %s: %w", local, err)
 		}
