@@ -50,7 +50,7 @@ type FS struct {
 	inodeSize, descSize    int64
 	incompat, roCompat     uint32
 	compat, firstMetaBG    uint32
-	clusterBits, journal   uint32
+	journal                uint32
 	backupGroups           [2]uint32
 	groups                 uint64
 	oneKClusters           bool
