@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,8 +52,8 @@ recovery point; 'lockstep point drills' shows it again. It names no file of the
 guest; --verbose does, on standard error.
 Secrets come from custody with --reason, each release being in the audit log, or
 from --secret-file.
-The exit status is 6 if something failed, 3 if a volume stayed locked or nothing
-was read.`,
+The exit status is 5 if a volume could not be unlocked, 6 if something else
+failed, 3 if a volume stayed locked for want of a secret or nothing was read.`,
 		Example: "lockstep drill web01@latest --reason 'quarterly rehearsal' --html drill.html",
 		Exits:   []int{api.ExitNotProven, api.ExitRefused, api.ExitWrongSecret, api.ExitDamaged, api.ExitTarget},
 		Args:    cobra.ExactArgs(1),
@@ -168,6 +169,10 @@ func (a group) done(d shell.Drilled, report, html string) error {
 	a.Emit(d, func(w io.Writer) { a.print(w, d) })
 	switch d.Outcome {
 	case "failed":
+		if slices.ContainsFunc(d.Steps, func(s shell.DrillStep) bool { return s.Kind == "unlock" && s.Outcome == "failed" }) {
+			errs = append(errs, &api.Error{Title: "failed", Exit: api.ExitWrongSecret, Detail: "drill: a volume of recovery point " + d.Point + " could not be unlocked", Hint: "'lockstep point show " + d.Point + "' says what is known to open it"})
+			break
+		}
 		errs = append(errs, &api.Error{Title: "failed", Exit: api.ExitDamaged, Detail: "drill: recovery point " + d.Point + " failed it", Hint: "'lockstep verify' says whether what is stored is whole; --verbose shows what the tools say"})
 	case "incomplete":
 		errs = append(errs, &api.Error{Title: "incomplete", Exit: api.ExitNotProven, Detail: "drill: a volume stayed locked, or no file was read", Hint: "'lockstep point show " + d.Point + "' says what opens its volumes"})
