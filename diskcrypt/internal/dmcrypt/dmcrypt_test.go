@@ -227,7 +227,7 @@ func TestAdiantum(t *testing.T) {
 			want := bytes.Clone(plain)
 			for i := 0; i < len(want); i += size {
 				tweak := make([]byte, 32)
-				binary.LittleEndian.PutUint64(tweak, uint64(1<<33+i/512))
+				binary.LittleEndian.PutUint64(tweak, 1<<33+uint64(i/512))
 				copy(want[i:], other(key).Encrypt(bytes.Clone(want[i:i+size]), tweak))
 			}
 			got := bytes.Clone(plain)
