@@ -92,7 +92,7 @@ func (e *exportBench) open(ctx context.Context) (*export.Point, func() error, er
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := export.Open(ctx, r, m)
+	p, err := export.Open(ctx, r, m, export.Options{})
 	if err != nil {
 		return nil, nil, err
 	}

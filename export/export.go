@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/nbd"
@@ -26,6 +27,8 @@ type Point struct {
 	Plain    []*Plain // after Unlock
 	cache    *cache
 	tree     *unlock.Tree
+
+	elsewhere func() []*repository.Repository // other repositories that have it
 }
 
 // Disk is one disk of it. Its methods are safe for concurrent use.
@@ -35,15 +38,32 @@ type Disk struct {
 	info repository.Disk
 }
 
+// Options say how to read.
+type Options struct {
+	// Elsewhere gives other repositories that have the recovery point, nearest
+	// first. It is asked once, and not before something cannot be read: that is
+	// taken from the first that has it, verified in the same way.
+	Elsewhere func() []*repository.Repository
+	// Borrowed is told of it once for each disk, by whoever reads, with the reason.
+	Borrowed func(disk string, why error)
+}
+
 // Open opens all disks of a recovery point. ctx bounds its life.
-func Open(ctx context.Context, r *repository.Repository, m *repository.Manifest) (*Point, error) {
-	p := &Point{Manifest: m, cache: newCache()}
+func Open(ctx context.Context, r *repository.Repository, m *repository.Manifest, o Options) (*Point, error) {
+	p := &Point{Manifest: m, cache: newCache(), elsewhere: func() []*repository.Repository { return nil }}
+	if o.Elsewhere != nil {
+		p.elsewhere = sync.OnceValue(o.Elsewhere)
+	}
 	for i, d := range m.Disks {
 		reader, err := r.OpenDisk(ctx, m.Machine, d)
 		if err != nil {
 			return nil, fmt.Errorf("open recovery point %s: %w", m.Point, err)
 		}
-		p.Disks = append(p.Disks, &Disk{ID: d.ID, diskReader: diskReader{content: reader, c: p.cache, id: i}, info: d})
+		c := content(reader)
+		if o.Elsewhere != nil {
+			c = borrowing(ctx, reader, m.Machine, d, p.elsewhere, o.Borrowed)
+		}
+		p.Disks = append(p.Disks, &Disk{ID: d.ID, diskReader: diskReader{content: c, c: p.cache, id: i}, info: d})
 	}
 	if len(p.Disks) == 0 {
 		return nil, fmt.Errorf("open recovery point %s: it has no disks", m.Point)

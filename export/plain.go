@@ -88,13 +88,27 @@ func (p *Point) headers(ctx context.Context, r *repository.Repository, d *Disk) 
 			if h.Volume != volume {
 				continue
 			}
-			if c, err := r.Header(ctx, p.Manifest.Machine, h.ID); err == nil {
+			if c, err := p.header(ctx, r, h.ID); err == nil {
 				// What was not stored of the header is zero there, so all of it is laid over.
 				out = append(out, unlock.Header{From: "the header copy", R: c, Size: c.Size, Ranges: []disk.Range{{Length: c.Size}}})
 			}
 		}
 		return out
 	}
+}
+
+// header reads a header copy, here or where else it is whole.
+func (p *Point) header(ctx context.Context, r *repository.Repository, id string) (*repository.Header, error) {
+	h, err := r.Header(ctx, p.Manifest.Machine, id)
+	if err == nil || ctx.Err() != nil {
+		return h, err
+	}
+	for _, o := range p.elsewhere() {
+		if h, oerr := o.Header(ctx, p.Manifest.Machine, id); oerr == nil {
+			return h, nil
+		}
+	}
+	return nil, err
 }
 
 var errUnread = errors.New("this range could not be read when the recovery point was made")

@@ -54,9 +54,11 @@ type Repositories = frame.Repositories
 
 // FindNearest finds a recovery point in the nearest repository that has it, or
 // in the one that is named. note is told which one cannot be used, and why.
-func FindNearest(ctx context.Context, all Repositories, p catalog.Point, name string, note func(format string, args ...any)) (*repository.Repository, *repository.Manifest, error) {
-	near, _, err := frame.FindNearest(ctx, all, p, name, note)
-	return near.Repo, near.Manifest, err
+// rest opens the others that have it, for what cannot be read there; it tells
+// note as well.
+func FindNearest(ctx context.Context, all Repositories, p catalog.Point, name string, note func(format string, args ...any)) (near *repository.Repository, m *repository.Manifest, rest func() []*repository.Repository, err error) {
+	found, rest, err := frame.FindNearest(ctx, all, p, name, note)
+	return found.Repo, found.Manifest, rest, err
 }
 
 // ErrPointDeleted says that a repository's log deletes a recovery point.

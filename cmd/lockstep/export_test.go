@@ -25,9 +25,10 @@ func (w *world) background(args ...string) (ready cli.Exported, stop func() int)
 	ctx, cancel := context.WithCancel(context.Background())
 	r, out := io.Pipe()
 	env := environment()
-	var errs bytes.Buffer
+	w.errors.Reset()
+	errs := &w.errors
 	env.Args = append([]string{"--data", w.data, "-o", "json"}, args...)
-	env.Stdin, env.Stdout, env.Stderr = strings.NewReader(""), out, &errs
+	env.Stdin, env.Stdout, env.Stderr = strings.NewReader(""), out, errs
 	env.Getenv = func(string) string { return "" }
 	ended := make(chan int, 1)
 	go func() {
@@ -125,6 +126,48 @@ func TestExportOverlayCommit(t *testing.T) {
 	}
 	if list := w.ok("", "-o", "json", "audit", "list"); strings.Count(list, `"point.export"`) != 8 {
 		t.Errorf("the audit log does not have the four exports, begun and done:\n%s", list)
+	}
+}
+
+// What is damaged in the first repository is exported from the copy; where it
+// is damaged there too, nothing wrong is handed out.
+func TestExportBorrowsFromTheCopy(t *testing.T) {
+	w, disk := web(t)
+	w.add(oldPassphrase)
+	w.backup(api.StateProven)
+	dir := w.offsite()
+	w.copy("--to", "offsite")
+	w.corrupt(filepath.Join(w.data, "repository"), "seg")
+	want, err := os.ReadFile(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exported := func() (got []byte, said string, err error) {
+		t.Helper()
+		address := w.path("nbd.sock")
+		ready, stop := w.background("export", "web01@latest", "--nbd", "unix:"+address)
+		c, err := nbd.Dial(t.Context(), "unix", address, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = make([]byte, c.Size())
+		_, err = c.ReadAt(got, 0)
+		_ = c.Close()
+		if code := stop(); code != 0 {
+			t.Errorf("exit %d", code)
+		}
+		return got, strings.Join(ready.Warnings, "; ") + w.errors.String(), err
+	}
+	got, said, err := exported()
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what is exported is not the disk, %v", err)
+	}
+	if strings.Count(said, "is taken from another") != 1 {
+		t.Errorf("the export says %q", said)
+	}
+	w.corrupt(dir, "seg")
+	if _, said, err := exported(); err == nil || strings.Contains(said, "is taken from another") {
+		t.Errorf("damaged in both: %v, and it says %q", err, said)
 	}
 }
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"sync/atomic"
 
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/export"
@@ -30,11 +32,23 @@ func (e *engine) openPoint(ctx context.Context, p catalog.Point, in, what string
 	if err != nil {
 		return nil, err
 	}
-	repo, m, err := server.FindNearest(ctx, places{e}, p, in, note)
+	// What is found out later, while somebody reads, goes to the log.
+	var reading atomic.Bool
+	say := func(format string, args ...any) {
+		if reading.Load() {
+			e.log.Warn(fmt.Sprintf(format, args...))
+			return
+		}
+		note(format, args...)
+	}
+	repo, m, rest, err := server.FindNearest(ctx, places{e}, p, in, say)
 	var point *export.Point
 	if err == nil {
-		point, err = export.Open(context.WithoutCancel(ctx), repo, m)
+		point, err = export.Open(context.WithoutCancel(ctx), repo, m, export.Options{Elsewhere: rest, Borrowed: func(disk string, why error) {
+			e.log.Warn(fmt.Sprintf("disk %s is damaged in the repository that it is read from; what cannot be read there is taken from another: %v", disk, why))
+		}})
 	}
+	reading.Store(true)
 	if err != nil {
 		release()
 		return nil, err

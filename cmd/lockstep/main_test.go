@@ -42,6 +42,8 @@ type world struct {
 	dir  string // around it
 	data string
 	said bytes.Buffer // everything that any command said
+
+	errors bytes.Buffer // what the last one in the background said on its standard error
 }
 
 func newWorld(t *testing.T) *world {

@@ -145,6 +145,28 @@ func same(t *testing.T, a, b string) {
 	}
 }
 
+// corrupt writes over the middle of all segments or maps of a repository.
+func (w *world) corrupt(dir string, kinds ...string) {
+	w.t.Helper()
+	for _, kind := range kinds {
+		found, err := filepath.Glob(filepath.Join(dir, kind, "*", "*", "*"))
+		if err != nil || len(found) == 0 {
+			w.t.Fatal(found, err)
+		}
+		for _, path := range found {
+			w.edit(path, func(f *os.File) {
+				info, err := f.Stat()
+				if err == nil {
+					_, err = f.WriteAt([]byte("damage"), info.Size()/2)
+				}
+				if err != nil {
+					w.t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
 // TestDamageIsRepairedFromTheCopy flips bytes in every segment and map of the
 // first repository: a restore takes what it cannot read from the copy, and a
 // repair makes all whole.
@@ -154,23 +176,7 @@ func TestDamageIsRepairedFromTheCopy(t *testing.T) {
 	p := w.backup(api.StateProven)
 	w.offsite()
 	w.copy("--to", "offsite")
-	for _, kind := range []string{"seg", "map"} {
-		found, err := filepath.Glob(filepath.Join(w.data, "repository", kind, "*", "*", "*"))
-		if err != nil || len(found) == 0 {
-			t.Fatal(found, err)
-		}
-		for _, path := range found {
-			w.edit(path, func(f *os.File) {
-				info, err := f.Stat()
-				if err == nil {
-					_, err = f.WriteAt([]byte("damage"), info.Size()/2)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-			})
-		}
-	}
+	w.corrupt(filepath.Join(w.data, "repository"), "seg", "map")
 	_, stderr := w.want(0, "", "restore", p.ID, "--disk", "vda="+w.path("restored.img"))
 	if !strings.Contains(stderr, "were taken from another") {
 		t.Errorf("the restore says\n%s", stderr)
