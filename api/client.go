@@ -178,6 +178,11 @@ func (c *Client) AddSecret(ctx context.Context, s SecretAdd) (SecretAddResult, e
 	return call[SecretAddResult](ctx, c, http.MethodPost, s, nil, "secrets")
 }
 
+// DeriveSecrets takes into custody what a volume keeps under its own key.
+func (c *Client) DeriveSecrets(ctx context.Context, d SecretDerive) (SecretDeriveResult, error) {
+	return call[SecretDeriveResult](ctx, c, http.MethodPost, d, nil, "secrets", "derive")
+}
+
 // Secret returns a secret without its bytes; id is its id, or the name of a
 // machine that has one secret.
 func (c *Client) Secret(ctx context.Context, id string) (Secret, error) {

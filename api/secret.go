@@ -32,6 +32,36 @@ type SecretOpens struct {
 	Protectors []string `json:"protectors"`
 }
 
+// SecretDerive takes into custody the secrets that a volume of a recovery point
+// keeps under its own key: BitLocker's recovery passwords and startup keys.
+type SecretDerive struct {
+	Point  string `json:"point" doc:"as everywhere: id, unique prefix, NAME@latest"`
+	Disk   string `json:"disk"`
+	Volume string `json:"volume"`
+	Reason string `json:"reason" doc:"for the audit log: the secret that opens the volume is released for this"`
+}
+
+// SecretDeriveResult says what was derived, never the secrets.
+type SecretDeriveResult struct {
+	Point    string          `json:"point"`
+	Disk     string          `json:"disk"`
+	Volume   string          `json:"volume"`
+	From     string          `json:"from" doc:"the secret that opened the volume, id@version, or clear key"`
+	Secrets  []DerivedSecret `json:"secrets"`
+	Messages []string        `json:"messages,omitempty"`
+}
+
+// DerivedSecret is one that a volume held.
+type DerivedSecret struct {
+	Protector string `json:"protector" doc:"that it opens"`
+	Kind      string `json:"kind"`
+	Secret    string `json:"secret"`
+	Version   int    `json:"version"`
+	State     string `json:"state"`
+	Existing  bool   `json:"existing" doc:"it was in custody already"`
+	Proven    bool   `json:"proven" doc:"it was shown to open this recovery point"`
+}
+
 // Secret is a secret without its bytes.
 type Secret struct {
 	ID       string          `json:"id"`

@@ -29,6 +29,8 @@ type AddRequest struct {
 	// scope and kind. New makes a secret of its own.
 	SecretID string
 	New      bool
+	// Note says where it comes from, for the version's history; "" = from a user.
+	Note     string
 	Progress Progress
 }
 
@@ -319,7 +321,7 @@ func (a *adder) keep(ctx context.Context, infos []keymanager.Info) error {
 	put := keymanager.Put{
 		ID: a.target(infos), Kind: string(a.req.Kind), State: keymanager.Active, Secret: a.req.Secret,
 		Labels: map[string]string{keymanager.LabelMachine: a.machine.ID, keymanager.LabelVolume: a.req.Volume},
-		Reason: "added by " + cmp.Or(a.Actor, "a user"),
+		Reason: cmp.Or(a.req.Note, "added by "+cmp.Or(a.Actor, "a user")),
 	}
 	if len(a.res.Opens) == 0 {
 		put.State = keymanager.PreActive

@@ -28,7 +28,7 @@ var secretKinds = shell.SecretKinds
 
 func (a group) secretCommand() *cobra.Command {
 	return a.Group("secret", "Secrets in custody", shell.GroupKeys, "lockstep secret list web01",
-		a.secretAdd(), a.secretList(), a.secretShow(), a.secretVersions(),
+		a.secretAdd(), a.secretDerive(), a.secretList(), a.secretShow(), a.secretVersions(),
 		a.secretChange("disable", "Disable a secret or one version of it",
 			"A disabled version is kept and given to nobody, until it is enabled again;\nrecovery points that have nothing else are at risk.",
 			"web01@1 --reason 'somebody may have seen it'",

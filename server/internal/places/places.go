@@ -53,6 +53,17 @@ func Find(places []Place, ref string) (Place, error) {
 	}
 }
 
+// InPoint finds the volume of a recovery point that the user named.
+func InPoint(p catalog.Point, ref string) (Place, error) {
+	var known []Place
+	for _, d := range p.Disks {
+		for _, v := range d.Volumes {
+			known = append(known, Place{Disk: d.Disk, Volume: v.Volume})
+		}
+	}
+	return Find(known, ref)
+}
+
 // Of gives all encrypted volumes that a machine's recovery points have, and
 // its disks as they are now where those can be read.
 func Of(ctx context.Context, s *frame.Frame, c *catalog.Catalog, m catalog.Machine) ([]Place, error) {

@@ -30,6 +30,7 @@ func Register(f *frame.Frame) {
 			"application/json": {Schema: s.API.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[api.SecretAdd](), true, "SecretAdd")},
 		},
 	}
+	frame.Route(f, "derive-secrets", http.MethodPost, "/v1/secrets/derive", "Take into custody the secrets that a volume keeps under its own key", s.deriveSecrets)
 	frame.Route(f, "get-secret", http.MethodGet, "/v1/secrets/{secret}", "Show a secret, without its bytes", s.getSecret)
 	frame.Route(f, "disable-secret", http.MethodPost, "/v1/secrets/{ref}/disable", "Deactivate a secret or one version of it", s.disableSecret)
 	frame.Route(f, "enable-secret", http.MethodPost, "/v1/secrets/{ref}/enable", "Take a deactivation back", s.enableSecret)

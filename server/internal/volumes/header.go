@@ -10,6 +10,7 @@ import (
 	"github.com/lockstep-backup/lockstep/audit"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
 	"github.com/lockstep-backup/lockstep/server/internal/headers"
+	"github.com/lockstep-backup/lockstep/server/internal/places"
 	"github.com/lockstep-backup/lockstep/server/internal/show"
 )
 
@@ -62,7 +63,7 @@ func (s routes) restoreHeaderOf(ctx context.Context, req *restorePath, e audit.E
 	if err != nil {
 		return nil, err
 	}
-	at, err := volumeOf(p, req.Disk+"/"+req.Volume)
+	at, err := places.InPoint(p, req.Disk+"/"+req.Volume)
 	if err != nil {
 		return nil, err
 	}

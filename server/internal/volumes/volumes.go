@@ -11,7 +11,6 @@ import (
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
-	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/custody"
 	"github.com/lockstep-backup/lockstep/prove"
 	"github.com/lockstep-backup/lockstep/server/internal/frame"
@@ -185,17 +184,6 @@ func (s routes) exportHeader(ctx context.Context, req *headerPath) (*huma.Stream
 	}}, nil
 }
 
-// volumeOf finds the volume of a recovery point that the user named.
-func volumeOf(p catalog.Point, ref string) (places.Place, error) {
-	var known []places.Place
-	for _, d := range p.Disks {
-		for _, v := range d.Volumes {
-			known = append(known, places.Place{Disk: d.Disk, Volume: v.Volume})
-		}
-	}
-	return places.Find(known, ref)
-}
-
 // header reads a volume's header from the recovery point's own extents, and
 // where these cannot be read (or the header is detached) from the copies that
 // were stored apart; what is damaged in one repository is read in the next.
@@ -217,7 +205,7 @@ func (s routes) header(ctx context.Context, req *headerPath, warn func(format st
 	if err != nil {
 		return nil, err
 	}
-	at, err := volumeOf(p, req.Disk+"/"+req.Volume)
+	at, err := places.InPoint(p, req.Disk+"/"+req.Volume)
 	if err != nil {
 		return nil, err
 	}
