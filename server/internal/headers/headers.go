@@ -82,7 +82,7 @@ func fromDisk(ctx context.Context, formats []diskcrypt.Format, repo *repository.
 		return nil, err
 	}
 	defer r.Close()
-	at := diskcrypt.Place{Data: diskcrypt.PlaceOf(r, vol), Size: vol.Size()}
+	at := diskcrypt.Place{Data: diskcrypt.PlaceOf(r, vol), Size: vol.Size(), Declared: vol.Declared}
 	return export(ctx, formats, at, vol)
 }
 
@@ -98,7 +98,7 @@ func fromCopy(ctx context.Context, formats []diskcrypt.Format, repo *repository.
 	if h.Size > MaxDetached {
 		return nil, fmt.Errorf("%d bytes are too many for a header: %w", h.Size, repository.ErrDamaged)
 	}
-	at := diskcrypt.Place{Header: io.NewSectionReader(h, 0, h.Size), HeadSize: h.Size, Data: bytes.NewReader(nil), Size: vol.Size()}
+	at := diskcrypt.Place{Header: io.NewSectionReader(h, 0, h.Size), HeadSize: h.Size, Data: bytes.NewReader(nil), Size: vol.Size(), Declared: vol.Declared}
 	return export(ctx, formats, at, vol)
 }
 

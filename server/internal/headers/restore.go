@@ -191,7 +191,7 @@ func (h *stored) readPieces(from io.ReaderAt) error {
 
 // recognise finds the format that reads the pieces, over data, as they were inspected.
 func (h *stored) recognise(ctx context.Context, formats []diskcrypt.Format, data io.ReaderAt) error {
-	p := diskcrypt.Place{Data: overlay{data, h.pieces}, Size: h.length()}
+	p := diskcrypt.Place{Data: overlay{data, h.pieces}, Size: h.length(), Declared: h.vol.Declared}
 	for _, f := range formats {
 		v, err := f.Inspect(ctx, p)
 		if errors.Is(err, diskcrypt.ErrNotThisFormat) {
@@ -323,7 +323,7 @@ func (h *stored) look(ctx context.Context, v volumeOn, out *Restored) error {
 	if err := h.sample(v, out); err != nil {
 		return err
 	}
-	now, err := h.format.Inspect(ctx, diskcrypt.Place{Data: v, Size: h.length()})
+	now, err := h.format.Inspect(ctx, diskcrypt.Place{Data: v, Size: h.length(), Declared: h.vol.Declared})
 	damaged := errors.Is(err, diskcrypt.ErrDamaged)
 	switch {
 	case ctx.Err() != nil:
@@ -457,7 +457,7 @@ func (h *stored) verify(ctx context.Context, t target.Disk) error {
 	if !h.sameBytes(v) {
 		return fmt.Errorf("read back: what was written is not what is there: %w", repository.ErrDamaged)
 	}
-	now, err := h.format.Inspect(ctx, diskcrypt.Place{Data: v, Size: h.length()})
+	now, err := h.format.Inspect(ctx, diskcrypt.Place{Data: v, Size: h.length(), Declared: h.vol.Declared})
 	if err != nil || now.HeaderDigest != h.vol.HeaderDigest {
 		return errors.Join(fmt.Errorf("read back: the header is not the recovery point's: %w", repository.ErrDamaged), err)
 	}
