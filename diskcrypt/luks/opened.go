@@ -1,8 +1,6 @@
 package luks
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -41,11 +39,7 @@ func (o *opened) BoundToData() bool { return o.bound }
 func (o *opened) KeyMAC(key []byte) []byte {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	m := hmac.New(sha256.New, key)
-	m.Write([]byte("vk"))
-	m.Write([]byte(o.uuid))
-	m.Write(o.key)
-	return m.Sum(nil)
+	return diskcrypt.KeyMAC(key, o.uuid, o.key)
 }
 
 func (o *opened) Close() error {

@@ -8,7 +8,6 @@ package plaindm
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -301,10 +300,7 @@ func (o *opened) WriteAt(p []byte, off int64) (int, error) {
 func (o *opened) KeyMAC(key []byte) []byte {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	m := hmac.New(sha256.New, key)
-	m.Write([]byte("vk"))
-	m.Write(o.key)
-	return m.Sum(nil)
+	return diskcrypt.KeyMAC(key, "", o.key)
 }
 
 // Close wipes the key.

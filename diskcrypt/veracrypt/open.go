@@ -2,8 +2,6 @@ package veracrypt
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -348,10 +346,7 @@ func (o *opened) WriteAt(p []byte, off int64) (int, error) {
 func (o *opened) KeyMAC(key []byte) []byte {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	m := hmac.New(sha256.New, key)
-	m.Write([]byte("vk"))
-	m.Write(o.key)
-	return m.Sum(nil)
+	return diskcrypt.KeyMAC(key, "", o.key)
 }
 
 // Close wipes the keys.

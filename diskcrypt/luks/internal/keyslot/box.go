@@ -80,6 +80,7 @@ func (b Box) Open(ctx context.Context, r io.ReaderAt, secret []byte) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
+	defer c.Wipe()
 	material := make([]byte, MaterialSize(b.KeyBytes))
 	defer envelope.Wipe(material)
 	if _, err := r.ReadAt(material, b.Offset); err != nil {
@@ -104,6 +105,7 @@ func (b Box) Seal(ctx context.Context, secret, volumeKey []byte) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
+	defer c.Wipe()
 	material := make([]byte, MaterialSize(len(volumeKey)))
 	if err := split(material[:len(volumeKey)*Stripes], volumeKey, b.AFHash); err != nil {
 		return nil, err

@@ -21,7 +21,6 @@ import (
 
 	"github.com/jzelinskie/whirlpool"
 	"golang.org/x/crypto/argon2"
-	"golang.org/x/crypto/pbkdf2"
 	"golang.org/x/crypto/ripemd160" //lint:ignore SA1019 LUKS1 headers name it
 
 	"github.com/lockstep-backup/lockstep/envelope"
@@ -160,6 +159,8 @@ func (k KDF) derive(ctx context.Context, secret []byte, keyLen int) ([]byte, err
 	if k.MemoryKiB<<10 >= bigArgon2 {
 		defer debug.FreeOSMemory()
 	}
+	scrub()
+	defer scrub()
 	if k.Type == Argon2i {
 		return argon2.Key(secret, k.Salt, uint32(k.Time), uint32(k.MemoryKiB), uint8(k.Lanes), uint32(keyLen)), nil
 	}
@@ -174,7 +175,7 @@ func derivePBKDF2(hashName string, secret, salt []byte, iterations uint64, keyLe
 	if iterations < 1 || iterations > math.MaxUint32 {
 		return nil, fmt.Errorf("pbkdf2: %d iterations: %w", iterations, ErrLimit)
 	}
-	return pbkdf2.Key(secret, salt, int(iterations), keyLen, h), nil
+	return pbkdf2Key(h, secret, salt, iterations, keyLen), nil
 }
 
 // Digest recognises a volume key.
