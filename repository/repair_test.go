@@ -12,6 +12,7 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/copies"
 	"github.com/lockstep-backup/lockstep/repository/format"
 	"github.com/lockstep-backup/lockstep/store/faultstore"
+	"github.com/lockstep-backup/lockstep/store/memstore"
 	"github.com/lockstep-backup/lockstep/verify"
 )
 
@@ -240,5 +241,82 @@ func TestRepairLeavesReplacedSegmentsAlone(t *testing.T) {
 	}
 	if left := damaged(t, r); len(left) != 0 {
 		t.Errorf("damaged after the repair: %v", left)
+	}
+}
+
+// TestRepairOfLockedObjects damages segments and maps that the store locks: what
+// was damaged stays, what stands for it is read, and a repair after the lock
+// has ended takes the damaged ones away.
+func TestRepairOfLockedObjects(t *testing.T) {
+	f, st := lockedFixture(t)
+	d := &memDisk{p: noise(1, 4<<20)}
+	point, mf := f.backup(t, d, repository.BeginOptions{})
+	other := newFixture(t, memstore.New(), repository.SealingAESGCM)
+	if _, err := copies.Copy(t.Context(), f.repo, other.repo, f.machine.ID, copies.Options{Custodian: &other.custodian}); err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	for key := range f.needed(t, point) {
+		keys = append(keys, key)
+		raw := get(t, st, key)
+		at := len(raw) / 2
+		if kindOf(key) == "map" {
+			at = format.MapHeaderSize + 20 // its first page
+		}
+		if err := st.Corrupt(key, func(p []byte) []byte { p[at] ^= 4; return p }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	others := []*repository.Repository{other.repo}
+	policy := repository.LockPolicy{For: 10 * day, Quantum: 2 * day}
+	if _, err := f.openLocked(t, st, policy).Manifest(t.Context(), point); err != nil || len(damaged(t, f.openLocked(t, st, policy))) == 0 {
+		t.Fatalf("nothing is damaged, %v", err)
+	}
+	var after []string
+	for run := range 2 { // the second one finds what the first one wrote
+		r := f.openLocked(t, st, policy)
+		res, err := copies.Repair(t.Context(), r, others, keys, copies.RepairOptions{})
+		if err != nil || len(res.Repaired) != len(keys) || len(res.Failed) != 0 {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		for _, x := range res.Repaired {
+			if x.Held.Before(*mf.LockedUntil) || !strings.HasPrefix(x.As, x.Object+"-") || x.From != other.repo.ID() {
+				t.Errorf("%+v, and the recovery point is locked until %v", x, mf.LockedUntil)
+			}
+		}
+		if !bytes.Equal(content(t, f.openLocked(t, st, policy), point), d.p) {
+			t.Error("the replicas are not read, or are something else")
+		}
+		for _, key := range damaged(t, f.openLocked(t, st, policy)) { // of the objects, not of what is read
+			if kindOf(key) != "map" || !slices.Contains(keys, key) {
+				t.Errorf("verify still names %s", key)
+			}
+		}
+		now := st.keys(t, "")
+		if run == 1 && !slices.Equal(now, after) {
+			t.Errorf("the second run changed something: %v, %v", after, now)
+		}
+		after = now
+	}
+	// Reclaim leaves what stands for damaged originals.
+	r := f.openLocked(t, st, policy)
+	if _, err := r.Reclaim(t.Context(), f.machine.ID, repository.ReclaimOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(content(t, f.openLocked(t, st, policy), point), d.p) {
+		t.Error("reclaim took replicas away that stand for damaged originals")
+	}
+	st.pass(30 * day)
+	r = f.openLocked(t, st, policy)
+	res, err := copies.Repair(t.Context(), r, others, keys, copies.RepairOptions{})
+	if err != nil || len(res.Repaired) != len(keys) || !res.Repaired[0].Held.IsZero() {
+		t.Fatalf("when the lock has ended: %+v, %v", res, err)
+	}
+	r = f.openLocked(t, st, policy)
+	if left := damaged(t, r); len(left) != 0 || !bytes.Equal(content(t, r, point), d.p) {
+		t.Errorf("damaged when all locks have ended: %v, or another content", left)
+	}
+	if now := st.keys(t, ""); len(now) > len(after) || slices.ContainsFunc(keys, func(k string) bool { return slices.Contains(now, k) }) {
+		t.Errorf("the damaged originals are still there: %v", now)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository"
@@ -13,6 +14,7 @@ import (
 	"github.com/lockstep-backup/lockstep/repository/internal/inside"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinekey"
 	"github.com/lockstep-backup/lockstep/repository/internal/machinelog"
+	"github.com/lockstep-backup/lockstep/repository/internal/retainlock"
 	"github.com/lockstep-backup/lockstep/repository/internal/smallobject"
 	"github.com/lockstep-backup/lockstep/repository/internal/transfer"
 	"github.com/lockstep-backup/lockstep/repository/internal/trust"
@@ -29,6 +31,9 @@ type Repaired struct {
 	Object string
 	From   string // id of the repository that had it; "" = this one: the object's other copy
 	As     string // key in the store, where it is another one now
+	// Held is until when the store locks the damaged original, which stays until
+	// then; what stands for it is read. Zero: it is gone.
+	Held time.Time
 }
 
 // RepairFailure is an object that could not be brought back.
@@ -64,6 +69,9 @@ func Repair(ctx context.Context, r *repository.Repository, others []*repository.
 			o.Progress(i, len(keys))
 		}
 		done, err := x.object(ctx, key)
+		if errors.Is(err, store.ErrLocked) {
+			done, err = x.held(ctx, key, done, err)
+		}
 		if ctx.Err() != nil {
 			return x.res, context.Cause(ctx)
 		}
@@ -302,7 +310,7 @@ func (x *repairing) large(ctx context.Context, m *machinekey.Keys, key string) (
 			continue
 		}
 		done, err := x.replace(ctx, m, o, key)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrLocked) {
 			return done, err
 		}
 		tried = append(tried, fmt.Errorf("%s: %w", o.Store().Location(), err))
@@ -315,6 +323,11 @@ func (x *repairing) replace(ctx context.Context, m *machinekey.Keys, from *repos
 	has, err := transfer.Has(ctx, from.Store(), m, x.in.Sealed, key)
 	if err != nil || x.o.DryRun {
 		return done, err
+	}
+	// A repair that was interrupted, or that the store kept from its end, left what it wrote.
+	if as, err := transfer.Covered(ctx, x.in.Store, from.Store(), m, x.in.Sealed, key); err == nil && as != "" && as != key {
+		done.As = as
+		return done, x.remove(ctx, key)
 	}
 	if has.SameName { // its name is the only one it can have
 		if err := x.remove(ctx, key); err != nil {
@@ -330,6 +343,37 @@ func (x *repairing) replace(ctx context.Context, m *machinekey.Keys, from *repos
 	}
 	done.As = info.Key
 	return done, x.remove(ctx, key)
+}
+
+// held says what became of a damaged object that the store does not let go:
+// where something stands for it, a replica or its other copy, that is read, and
+// the repair is done as far as it can be.
+func (x *repairing) held(ctx context.Context, key string, done Repaired, why error) (Repaired, error) {
+	until := time.Time{}
+	if l, ok := retainlock.Locker(x.in.Store); ok {
+		var err error
+		if until, err = l.RetainedUntil(ctx, key); err != nil {
+			return done, errors.Join(why, err)
+		}
+	}
+	if done.As == "" && !x.otherCopy(ctx, key) {
+		return done, fmt.Errorf("%w, until %s", why, until.UTC().Format(time.RFC3339))
+	}
+	done.Held = until
+	return done, nil
+}
+
+// otherCopy says whether the second copy of an object is here, and whole.
+func (x *repairing) otherCopy(ctx context.Context, key string) bool {
+	part := strings.Split(key, "/")
+	if strings.HasPrefix(part[0], "headers-") && len(part) == 3 {
+		for _, at := range format.HeaderKeys(part[1], part[2]) {
+			if at != key {
+				return x.r.CheckObject(ctx, at) == nil
+			}
+		}
+	}
+	return false
 }
 
 // remove deletes a damaged object. What it stood for is at hand, or durable.

@@ -29,8 +29,11 @@ type View struct {
 	m  *machinekey.Keys
 
 	mu   sync.RWMutex
-	by   map[string][]part // by the original's key: objects whose original is gone
+	by   map[string][]part // by the original's key: objects whose original is gone, or in doubt
 	runs int               // in all of them
+	// doubt are originals of which something could not be authenticated: what
+	// replicas have is read from those first.
+	doubt map[string]bool
 }
 
 // part is one replica.
@@ -49,15 +52,23 @@ const (
 
 // New makes a view of a store.
 func New(st store.Store, m *machinekey.Keys) *View {
-	return &View{st: st, m: m, by: map[string][]part{}}
+	return &View{st: st, m: m, by: map[string][]part{}, doubt: map[string]bool{}}
 }
 
 // ReadRange reads as store.Store does; key is the original's.
 func (v *View) ReadRange(ctx context.Context, key string, off int64, p []byte) (int, error) {
 	for try := 1; ; try++ {
 		v.mu.RLock()
-		parts := v.by[key]
+		parts, doubted := v.by[key], v.doubt[key]
 		v.mu.RUnlock()
+		if doubted {
+			n, err := v.readDoubted(ctx, key, parts, off, p)
+			if errors.Is(err, store.ErrNotExist) && try < maxTries {
+				v.trust(key) // what is gone is in no doubt
+				continue
+			}
+			return n, err
+		}
 		if parts == nil {
 			n, err := v.st.ReadRange(ctx, key, off, p)
 			if !errors.Is(err, store.ErrNotExist) {
@@ -138,7 +149,7 @@ func (v *View) find(ctx context.Context, key string, missing error) ([]part, err
 }
 
 // Forget drops what is known of an object's replicas, for new ones may have
-// come, and what a cache before the store keeps of it: what a reader does who
+// come, also where the original is there but damaged, and what a cache before the store keeps of it: what a reader does who
 // cannot authenticate what he read, before he reads once more.
 func (v *View) Forget(key string) {
 	v.mu.RLock()
@@ -149,6 +160,52 @@ func (v *View) Forget(key string) {
 	}
 	store.Forget(v.st, key)
 	v.forget(key)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.doubt) >= maxParts {
+		clear(v.doubt)
+	}
+	v.doubt[key] = true
+}
+
+// trust ends a doubt.
+func (v *View) trust(key string) {
+	v.forget(key)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.doubt, key)
+}
+
+// readDoubted reads what replicas have, and the rest from the original.
+func (v *View) readDoubted(ctx context.Context, key string, parts []part, off int64, p []byte) (int, error) {
+	if parts == nil {
+		var err error
+		parts, err = v.find(ctx, key, store.ErrNotExist)
+		if errors.Is(err, store.ErrNotExist) || errors.Is(err, damage.ErrDamaged) || errors.Is(err, damage.ErrNotFound) {
+			v.trust(key) // nothing else has it
+			return v.st.ReadRange(ctx, key, off, p)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	end := off + int64(len(p))
+	gaps, err := v.cover(ctx, parts, []span{{off, end}}, off, p)
+	if err != nil {
+		return 0, err
+	}
+	for _, g := range gaps {
+		gap := p[g.from-off : g.to-off]
+		n, err := v.st.ReadRange(ctx, key, g.from, gap)
+		if n == len(gap) {
+			continue
+		}
+		if g.to == end || !errors.Is(err, io.EOF) {
+			return int(g.from-off) + n, err
+		}
+		clear(gap[n:]) // it ends before its time
+	}
+	return len(p), nil
 }
 
 func (v *View) forget(key string) {
@@ -173,24 +230,30 @@ func (v *View) read(ctx context.Context, parts []part, off int64, p []byte) (int
 	}
 	n := max(min(int64(len(p)), limit-off), 0)
 	clear(p[:n])
-	gaps := []span{{off, off + n}}
-	for i := range parts {
-		var left []span
-		for _, g := range gaps {
-			rest, err := v.fill(ctx, &parts[i], g, off, p)
-			if err != nil {
-				return 0, err
-			}
-			left = append(left, rest...)
-		}
-		if gaps = left; len(gaps) == 0 {
-			break
-		}
+	if _, err := v.cover(ctx, parts, []span{{off, off + n}}, off, p); err != nil {
+		return 0, err
 	}
 	if n < int64(len(p)) {
 		return int(n), io.EOF
 	}
 	return int(n), nil
+}
+
+// cover reads what parts have of the gaps, and returns those that stay. off is
+// where p begins.
+func (v *View) cover(ctx context.Context, parts []part, gaps []span, off int64, p []byte) ([]span, error) {
+	for i := 0; i < len(parts) && len(gaps) > 0; i++ {
+		var left []span
+		for _, g := range gaps {
+			rest, err := v.fill(ctx, &parts[i], g, off, p)
+			if err != nil {
+				return nil, err
+			}
+			left = append(left, rest...)
+		}
+		gaps = left
+	}
+	return gaps, nil
 }
 
 // fill reads what one part has of a gap, and returns the gaps that stay. off

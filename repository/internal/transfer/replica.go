@@ -138,6 +138,61 @@ func Has(ctx context.Context, st store.Store, m *machinekey.Keys, sealed bool, k
 	return h, err
 }
 
+// Covered says whether replicas in dst, all of them whole, have everything
+// that src has of an object, and gives the key of one.
+func Covered(ctx context.Context, dst, src store.Store, m *machinekey.Keys, sealed bool, key string) (as string, err error) {
+	original, name, _, ok := format.Original(key)
+	if !ok {
+		return "", &damage.Error{Object: key, Machine: m.ID, Err: format.ErrCorrupt}
+	}
+	here, err := replica.Keys(ctx, dst, original)
+	if err != nil || len(here) == 0 {
+		return "", err
+	}
+	for _, k := range here {
+		if err := CheckLarge(ctx, dst, m, sealed, k); err != nil {
+			return "", err
+		}
+	}
+	there := []string{original}
+	if _, err := src.Stat(ctx, original); errors.Is(err, store.ErrNotExist) {
+		if there, err = replica.Keys(ctx, src, original); err != nil {
+			return "", err
+		}
+	}
+	have := map[uint32]bool{}
+	if original == format.SegmentKey(m.ID, name) {
+		has, err := extentsOf(ctx, dst, m, here)
+		if err != nil {
+			return "", err
+		}
+		for _, e := range has.Extents {
+			have[e.Position] = true
+		}
+		wanted, err := extentsOf(ctx, src, m, there)
+		for _, e := range wanted.Extents {
+			if !have[e.Position] {
+				return "", err
+			}
+		}
+		return here[0], err
+	}
+	has, err := pagesOf(ctx, dst, m, here)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range has.Pages {
+		have[e.Offset] = true
+	}
+	wanted, err := pagesOf(ctx, src, m, there)
+	for _, e := range wanted.Pages {
+		if !have[e.Offset] {
+			return "", err
+		}
+	}
+	return here[0], err
+}
+
 // extentsOf joins the tables of contents of a segment or of its replicas.
 func extentsOf(ctx context.Context, st store.Store, m *machinekey.Keys, keys []string) (all format.TOC, err error) {
 	seen := map[uint32]bool{}

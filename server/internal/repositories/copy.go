@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/audit"
@@ -302,18 +303,28 @@ func (s routes) repair(ctx context.Context, place frame.Place, from string, r ap
 	}
 	// What a damaged manifest or map hides shows when it is whole again.
 	const rounds = 16
+	held := map[string]bool{} // damaged originals that the store does not let go
 	for range rounds {
 		done, err := copies.Repair(ctx, repo, others, keys, copies.RepairOptions{DryRun: r.DryRun, Progress: func(n, total int) {
 			p.Progress(job.Progress{Phase: "repair", Done: int64(n), Total: int64(total), Unit: "objects"})
 		}})
+		progress := false
 		for _, x := range done.Repaired {
+			if !x.Held.IsZero() {
+				if held[x.Object] {
+					continue
+				}
+				held[x.Object] = true
+				p.Warning("%s: the damaged original stays until %s, for the store locks it; what stands for it is read", x.Object, x.Held.UTC().Format(time.RFC3339))
+			}
+			progress = true
 			res.Repaired = append(res.Repaired, api.RepairedObject{Object: x.Object, From: names[x.From], As: x.As})
 		}
 		res.Failed = []api.FailedRepair{}
 		for _, x := range done.Failed {
 			res.Failed = append(res.Failed, api.FailedRepair{Object: x.Object, Error: show.OneLine(x.Err.Error())})
 		}
-		if res.Left = len(res.Failed); err != nil || r.DryRun || len(done.Repaired) == 0 {
+		if res.Left = len(res.Failed); err != nil || r.DryRun || !progress {
 			if err != nil {
 				return out, err
 			}
@@ -323,6 +334,7 @@ func (s routes) repair(ctx context.Context, place frame.Place, from string, r ap
 		if keys, err = s.damaged(ctx, repo, p); err != nil {
 			return out, err
 		}
+		keys = slices.DeleteFunc(keys, func(key string) bool { return held[key] })
 		everything = true
 		s.noteRepair(ctx, place, keys, res, everything, false)
 		if res.Left = len(keys); len(keys) == 0 {
