@@ -19,6 +19,7 @@ var (
 	ErrWrongSecret   = errors.New("no protector opened")      // the secret opens nothing here
 	ErrUnsupported   = errors.New("not supported")            // recognised, named, cannot be opened
 	ErrLimit         = errors.New("header asks for too much") // more memory or time than Limits allows
+	ErrMistyped      = errors.New("mistyped")                 // no secret of its kind is written like this
 )
 
 // Volume types. A volume is an encrypted volume; What is not encrypted is no volume.
@@ -180,6 +181,25 @@ type Derived struct {
 	Protector string // the id of the protector that it opens
 	Kind      Kind
 	Secret    envelope.Secret
+}
+
+// Speller is a Format that knows how secrets of some kinds are written.
+type Speller interface {
+	// CheckSecret says what is mistyped and where, never with what was typed:
+	// ErrMistyped, or nil where nothing is, or nothing is known of the kind.
+	CheckSecret(kind Kind, secret envelope.Secret) error
+}
+
+// CheckSecret has the formats look at a secret before it is tried or kept.
+func CheckSecret(formats []Format, kind Kind, secret envelope.Secret) error {
+	for _, f := range formats {
+		if s, ok := f.(Speller); ok {
+			if err := s.CheckSecret(kind, secret); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Opened is a volume whose key is known. ReadAt gives plaintext, offset 0 =

@@ -113,3 +113,36 @@ func TestDerive(t *testing.T) {
 		t.Errorf("%s", said)
 	}
 }
+
+// A typing error is told as such, with its place, before anything is kept.
+func TestMistypedRecoveryPassword(t *testing.T) {
+	w := started(t)
+	_, v := w.windows("win01", bitlockerformat.Protector{Kind: bitlockerformat.Recovery})
+	w.run("", "backup", "win01")
+	right := string(v.Protectors[0].Secret)
+	groups := strings.Split(right, "-")
+	wrong := slices.Clone(groups)
+	wrong[3] = wrong[3][:5] + string('0'+(wrong[3][5]-'0'+1)%10)
+	for _, keep := range []bool{false, true} {
+		args := []string{"secret", "add", "win01", "--kind", "recovery-password", "--file", "-"}
+		if keep {
+			args = append(args, "--keep")
+		}
+		_, said := w.want(api.ExitWrongSecret, strings.Join(wrong, "-")+"\n", args...)
+		if !strings.Contains(said, "group 4 of 8") || !strings.Contains(said, "hint:") || strings.Contains(said, wrong[3]) {
+			t.Errorf("%s", said)
+		}
+	}
+	if all := asked[[]api.Secret](w, 0, "", "secret", "list"); len(all) != 0 {
+		t.Errorf("%+v", all)
+	}
+	_, said := w.want(api.ExitWrongSecret, "", "export", "win01@latest", "--nbd", "unix:"+w.path("nbd"), "--unlock",
+		"--kind", "recovery-password", "--secret-file", "vda="+w.secretFile(strings.Join(wrong, "-")))
+	if !strings.Contains(said, "group 4 of 8") || strings.Contains(said, wrong[3]) {
+		t.Errorf("%s", said)
+	}
+	added := asked[api.SecretAddResult](w, 0, strings.Join(groups, " ")+"\r\n", "secret", "add", "win01", "--kind", "recovery-password", "--file", "-")
+	if len(added.Opens) == 0 {
+		t.Errorf("%+v", added)
+	}
+}

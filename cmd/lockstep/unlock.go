@@ -28,9 +28,10 @@ func (e *engine) keys(ctx context.Context, p catalog.Point, o *cli.Unlock, what 
 			return g, err
 		}
 	}
-	g.Given = unlocking.New(o.Secrets, custody)
-	g.of = g.Keys
-	return g, nil
+	if g.Given, err = unlocking.New(formats(), o.Secrets, custody); err == nil {
+		g.of = g.Keys
+	}
+	return g, err
 }
 
 // lockedRefusal says that nothing opened.

@@ -28,6 +28,7 @@ type Format struct{}
 var (
 	_ diskcrypt.Format  = Format{}
 	_ diskcrypt.Deriver = Format{}
+	_ diskcrypt.Speller = Format{}
 )
 
 // Name is "bitlocker".

@@ -21,6 +21,20 @@ import (
 // comes with diskcrypt.ErrWrongSecret.
 type MistypedError = keys.MistypedError
 
+// CheckSecret finds typing errors in recovery passwords: each group has a check
+// digit. The error wraps a *MistypedError.
+func (Format) CheckSecret(kind diskcrypt.Kind, secret envelope.Secret) error {
+	if kind != diskcrypt.KindRecoveryPassword {
+		return nil
+	}
+	key, err := keys.ParseRecovery(secret.Expose())
+	envelope.Wipe(key[:])
+	if err != nil {
+		return fmt.Errorf("%w: %w", diskcrypt.ErrMistyped, err)
+	}
+	return nil
+}
+
 // Ids of what opens a volume without being one of its protectors.
 const (
 	idVolumeKey       = string(diskcrypt.KindVolumeKey)

@@ -29,7 +29,8 @@ points and the disk as it is now, newest first. What opens nothing is not kept,
 unless --keep says so.
 
 FILE - is standard input; on a terminal it is asked for without echo. A
-passphrase ends at the first newline; other kinds are taken byte for byte.
+passphrase and a recovery password end at the first newline; other kinds are
+taken byte for byte. A mistyped recovery password is refused, and the group named.
 VOLUME is DISK/VOLUME, a volume's id, or a unique prefix of it.
 
 Of --kind veracrypt, FILE holds the password, a line; --pim, --keyfile and --hidden

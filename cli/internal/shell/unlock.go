@@ -1,6 +1,7 @@
 package shell
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,11 +21,11 @@ var SecretKinds = []string{"passphrase", "key-file", "recovery-password", "start
 // ReadSecretFile reads a secret from a file, from standard input (-), or from
 // the terminal. whose is named there. The caller clears it.
 func (a *Run) ReadSecretFile(ctx context.Context, file, kind, whose string) ([]byte, error) {
-	line := kind == "passphrase"
+	line := kind == "passphrase" || kind == "recovery-password"
 	var data []byte
 	var err error
 	switch {
-	case file == "-" && a.Env.IsTerminal(a.Env.Stdin) && (line || kind == "recovery-password"):
+	case file == "-" && a.Env.IsTerminal(a.Env.Stdin) && line:
 		_, _ = fmt.Fprintf(a.Env.Stderr, "%s of %s: ", strings.ReplaceAll(kind, "-", " "), screen.CleanLine(whose))
 		data, err = a.Env.ReadPassword(ctx)
 		a.Warnf("")
@@ -37,6 +38,9 @@ func (a *Run) ReadSecretFile(ctx context.Context, file, kind, whose string) ([]b
 		}
 		data, err = files.Interruptible(ctx, func() ([]byte, error) { return files.ReadSecret(f, line) })
 		_ = f.Close()
+	}
+	if kind == "recovery-password" { // of a file from Windows
+		data = bytes.TrimSuffix(data, []byte("\r"))
 	}
 	if err == nil && len(data) == 0 {
 		err = WithHint(errors.New("read the secret: there is nothing in it"), "a "+strings.ReplaceAll(kind, "-", " ")+" has at least one byte")

@@ -24,8 +24,21 @@ type Given struct {
 }
 
 // New puts secrets before those in custody, which is nil where it is not asked.
-func New(secrets []cli.GivenSecret, custody unlock.Keys) *Given {
-	return &Given{secrets: secrets, used: make([]bool, len(secrets)), custody: custody}
+// One that is mistyped is refused before anything is opened.
+func New(formats []diskcrypt.Format, secrets []cli.GivenSecret, custody unlock.Keys) (*Given, error) {
+	for _, s := range secrets {
+		typed := envelope.CopySecret(s.Data)
+		err := diskcrypt.CheckSecret(formats, diskcrypt.Kind(s.Kind), typed)
+		typed.Wipe()
+		if err != nil {
+			return nil, &api.Error{
+				Status: http.StatusUnprocessableEntity, Title: "mistyped", Exit: api.ExitWrongSecret,
+				Detail: fmt.Sprintf("secret of volume %s: %v", s.Volume, err),
+				Hint:   "compare it with where it is written; 'lockstep secret release' hands out what is in custody",
+			}
+		}
+	}
+	return &Given{secrets: secrets, used: make([]bool, len(secrets)), custody: custody}, nil
 }
 
 // Keys is an unlock.Keys.

@@ -173,6 +173,11 @@ var rules = []rule{
 	{[]error{job.ErrNotFound}, http.StatusNotFound, api.ExitFailed, "'lockstep job list' shows the jobs"},
 	{[]error{job.ErrEnded, job.ErrElsewhere}, http.StatusConflict, api.ExitRefused, ""},
 	{
+		[]error{diskcrypt.ErrMistyped},
+		http.StatusUnprocessableEntity, api.ExitWrongSecret,
+		"compare it with where it is written: a BitLocker recovery password is eight groups of six digits",
+	},
+	{
 		[]error{diskcrypt.ErrWrongSecret},
 		http.StatusUnprocessableEntity, api.ExitWrongSecret,
 		"check that it is the secret of this machine and volume; --keep takes it into custody all the same",

@@ -123,6 +123,10 @@ func (s routes) addSecret(ctx context.Context, req *secretBody) (*frame.Out[api.
 }
 
 func (s routes) prepareAdd(ctx context.Context, add api.SecretAdd, secret envelope.Secret) (r prove.AddRequest, deps prove.Deps, err error) {
+	// Before anything is tried or kept: opening says only that it opens nothing.
+	if err := diskcrypt.CheckSecret(s.Formats, diskcrypt.Kind(add.Kind), secret); err != nil {
+		return r, deps, fmt.Errorf("add secret: %w", err)
+	}
 	c, err := s.Catalog(ctx)
 	if err != nil {
 		return r, deps, err
