@@ -221,7 +221,7 @@ func (c *comparison) volume(d DiskVolumes, old, now diskcrypt.Volume) []Change {
 	e, known := c.known[VolumeKey{Disk: disk, Volume: now.ID}]
 	same, sure := sameFingerprint(e.Volume.Epoch, now.Epoch)
 	back := known && hasHeader(now) && !erased(now) && (sure && same || c.sawHeader(disk, now))
-	lost := now.Type == diskcrypt.TypeOpaque || isLUKS(now.Type) && now.HeaderDigest == ""
+	lost := now.Type == diskcrypt.TypeOpaque || headed(now.Type) && now.HeaderDigest == ""
 	switch {
 	case lost && hasHeader(old):
 		if known && e.Point != "" {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/diskcrypt"
@@ -219,13 +220,13 @@ func (f PointFacts) unopened(vol VolumeFacts) (State, []string) {
 		return Shredded, []string{"its secrets were destroyed on purpose: certificate " + f.Shredded}
 	}
 	lost := vol.Loss != nil && !vol.Loss.Erased
-	if vol.Volume.HeaderDigest == "" && (lost || isLUKS(vol.Volume.Type)) {
+	if vol.Volume.HeaderDigest == "" && (lost || headed(vol.Volume.Type)) {
 		// Whatever secrets claim it: there is nothing left that they could open.
 		var why []string
 		if lost {
 			why = append(why, vol.Loss.text(vol.Disk))
 		}
-		if isLUKS(vol.Volume.Type) {
+		if headed(vol.Volume.Type) {
 			why = append(why, "its header cannot be read: "+orText(vol.Volume.Unsupported, "it is damaged"))
 		}
 		return Unrecoverable, why
@@ -247,6 +248,9 @@ func (f PointFacts) unopened(vol VolumeFacts) (State, []string) {
 		why = append(why, fmt.Sprintf("none of %d escrowed secret versions opens it", refused))
 	case vol.Volume.Unsupported == "":
 		why = append(why, "no escrowed secret claims to open it")
+	}
+	if kinds := bound(vol.Volume); kinds != "" {
+		why = append(why, fmt.Sprintf("nothing but %s opens it, which a restored machine does not have: add a recovery password (manage-bde -protectors -add X: -recoverypassword), escrow it and back up again", kinds))
 	}
 	if vol.Volume.Type == diskcrypt.TypePlain && refused > 0 {
 		why = append(why, "plain dm-crypt has no check of its key: it may be the declaration that is wrong, or it holds what has no signature")
@@ -280,6 +284,27 @@ func (vol VolumeFacts) claims() (why []string, refused int) {
 }
 
 func isLUKS(t string) bool { return t == diskcrypt.TypeLUKS1 || t == diskcrypt.TypeLUKS2 }
+
+// headed says that without its header nothing opens a volume of this type, and
+// that its header is read here: where there is no digest, it is damaged.
+func headed(t string) bool { return isLUKS(t) || t == diskcrypt.TypeBitLocker }
+
+// bound names what opens a BitLocker volume that nothing opens but parts of its
+// machine, "" where something else does.
+func bound(v diskcrypt.Volume) string {
+	if v.Type != diskcrypt.TypeBitLocker || len(v.Protectors) == 0 {
+		return ""
+	}
+	var kinds []string
+	for _, p := range v.Protectors {
+		if p.Offline {
+			return ""
+		}
+		kinds = append(kinds, p.Kind)
+	}
+	slices.Sort(kinds)
+	return strings.Join(slices.Compact(kinds), ", ")
+}
 
 func orText(s, otherwise string) string {
 	if s == "" {

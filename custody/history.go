@@ -250,6 +250,8 @@ func (l Loss) text(diskID string) string {
 	if e.Point != "" {
 		restore = fmt.Sprintf("restore it with `lockstep header export %s/%s/%s --to FILE`", e.Point, diskID, e.Volume.ID)
 		switch {
+		case e.Volume.Type == diskcrypt.TypeBitLocker: // no usual tool takes a file of it
+			restore = fmt.Sprintf("restore it with `lockstep header restore %s/%s/%s --to TARGET --backup FILE`", e.Point, diskID, e.Volume.ID)
 		case e.Volume.Detached:
 			restore += " and keep it as the detached header"
 		case isLUKS(e.Volume.Type):

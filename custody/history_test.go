@@ -51,6 +51,8 @@ func TestHeaderStories(t *testing.T) {
 	damaged.Unsupported = "checksum wrong"
 	opaque := onDisk("p2", diskcrypt.TypeOpaque, "", "")
 	bitlocker := onDisk("p2", diskcrypt.TypeBitLocker, "", "sha256:b", "tpm")
+	badBitLocker := onDisk("p2", diskcrypt.TypeBitLocker, "", "")
+	badBitLocker.Unsupported = "no copy is good"
 	whole := onDisk("disk", diskcrypt.TypeOpaque, "", "")
 	deleted := func(p []DiskVolumes) []DiskVolumes { p[0].Point = ""; return p }
 	cut := *good
@@ -81,7 +83,10 @@ func TestHeaderStories(t *testing.T) {
 		{"its recovery point was deleted", [][]DiskVolumes{deleted(onP2("", good, "")), onP2("R2", opaque, "")}, Unrecoverable, "were deleted", "header loss", "lockstep header export"},
 		{"a later one was deleted", [][]DiskVolumes{onP2("R1", good, ""), deleted(onP2("", good, "")), onP2("R3", opaque, "")}, Unrecoverable, export, "header loss", ""},
 		{"opaque ever since", [][]DiskVolumes{onP2("R1", opaque, ""), onP2("R2", opaque, "")}, Opaque, "", "unchanged", ""},
-		{"no BitLocker metadata", [][]DiskVolumes{onP2("R1", bitlocker, ""), onP2("R2", opaque, "")}, Unrecoverable, "lockstep header export R1/vda/p2", "header loss", "cryptsetup"},
+		{"no BitLocker metadata", [][]DiskVolumes{onP2("R1", bitlocker, ""), onP2("R2", opaque, "")}, Unrecoverable, "lockstep header restore R1/vda/p2 --to TARGET", "header loss", "cryptsetup"},
+		{"damaged BitLocker metadata", [][]DiskVolumes{onP2("R1", bitlocker, ""), onP2("R2", badBitLocker, "")}, Unrecoverable, "lockstep header restore R1/vda/p2 --to TARGET", "header loss", "no escrowed secret"},
+		{"BitLocker metadata damaged from the first", [][]DiskVolumes{onP2("R1", badBitLocker, ""), onP2("R2", badBitLocker, "")}, Unrecoverable, "its header cannot be read: no copy is good", "unchanged", "no escrowed secret"},
+		{"the BitLocker metadata are back", [][]DiskVolumes{onP2("R1", bitlocker, ""), onP2("R2", badBitLocker, ""), onP2("R3", bitlocker, "")}, Unproven, "", "returned to the header of recovery point R1", "replaced"},
 		{"a file system", [][]DiskVolumes{onP2("R1", good, ""), onP2("R2", nil, "ext4")}, Plain, "", "was luks2, is now ext4", "header loss"},
 		{"garbage after a file system", [][]DiskVolumes{onP2("R1", good, ""), onP2("R2", nil, "ext4"), onP2("R3", nil, diskcrypt.ClassUnknown)}, Plain, "", "", "header loss"},
 		{"partition deleted", [][]DiskVolumes{onP2("R1", good, ""), onP2("R2", nil, "")}, Plain, "", "volume gone", "header loss"},

@@ -40,6 +40,15 @@ func TestEvaluate(t *testing.T) {
 	lost := claim(keymanager.Active, Refused)
 	orphan := VolumeFacts{Disk: "vda", Volume: luksVolume("p5")}
 	opaque := VolumeFacts{Disk: "vdb", Volume: diskcrypt.Volume{ID: "disk", Type: diskcrypt.TypeOpaque}}
+	bitLocker := func(kinds ...string) VolumeFacts {
+		v := VolumeFacts{Disk: "vda", Volume: diskcrypt.Volume{ID: "p3", Type: diskcrypt.TypeBitLocker, HeaderDigest: "sha256:b"}}
+		for _, k := range kinds {
+			v.Volume.Protectors = append(v.Volume.Protectors, diskcrypt.Protector{Kind: k, Offline: k == "recovery-password" || k == "clear-key"})
+		}
+		return v
+	}
+	suspended := bitLocker("tpm", "clear-key")
+	suspended.Volume.SelfOpening = "clear key: protection is suspended"
 	notNeeded := func(v VolumeFacts) VolumeFacts { v.NotNeeded = "random-key swap"; return v }
 	edit := func(v VolumeFacts, f func(*VolumeFacts)) VolumeFacts { f(&v); return v }
 	active := versions(keymanager.Active, keymanager.Active)
@@ -58,6 +67,9 @@ func TestEvaluate(t *testing.T) {
 		why   string // in some reason
 	}{
 		{"nothing is encrypted", PointFacts{}, Plain, ""},
+		{"BitLocker by TPM alone", PointFacts{Volumes: []VolumeFacts{bitLocker("tpm", "tpm-pin", "tpm")}}, Unrecoverable, "nothing but tpm, tpm-pin opens it, which a restored machine does not have"},
+		{"suspended BitLocker, no secret", PointFacts{Volumes: []VolumeFacts{suspended}}, Plain, "self-opening: clear key"},
+		{"suspended BitLocker, proven", PointFacts{Versions: active, Volumes: []VolumeFacts{edit(suspended, func(v *VolumeFacts) { v.Proofs = proven.Proofs })}}, Proven, "self-opening: clear key"},
 		{"proven", PointFacts{Versions: active, Volumes: []VolumeFacts{proven}}, Proven, ""},
 		{"one copy", PointFacts{Versions: active, Volumes: []VolumeFacts{oneCopy}}, AtRisk, "one copy only"},
 		{"proof too old", PointFacts{MaxProofAge: 99 * time.Hour, Versions: active, Volumes: []VolumeFacts{proven}}, AtRisk, "older than the policy"},

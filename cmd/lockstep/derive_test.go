@@ -146,3 +146,35 @@ func TestMistypedRecoveryPassword(t *testing.T) {
 		t.Errorf("%+v", added)
 	}
 }
+
+// What only its own machine opens is warned about when it is enrolled, once;
+// what anybody opens is said to be as good as plain, and needs no secret to derive.
+func TestWindowsWithoutPortableProtector(t *testing.T) {
+	w := started(t)
+	image, _ := w.windows("win01", bitlockerformat.Protector{Kind: bitlockerformat.TPM}, bitlockerformat.Protector{Kind: bitlockerformat.TPMAndPIN})
+	_, said := w.want(0, "", "machine", "add", "again", "--disk", "vda="+image)
+	if n := strings.Count(said, "no portable protector"); n != 1 || strings.Contains(said, "works away from its machine") || !strings.Contains(said, "manage-bde -protectors -add") {
+		t.Errorf("%d times: %s", n, said)
+	}
+	p := asked[api.Point](w, api.ExitNotProven, "", "backup", "win01")
+	if why := strings.Join(p.Why, "\n"); p.State != api.StateUnrecoverable || !strings.Contains(why, "nothing but tpm, tpm-pin opens it") {
+		t.Errorf("%s %s", p.State, why)
+	}
+
+	_, v := w.windows("win02", bitlockerformat.Protector{Kind: bitlockerformat.TPM}, bitlockerformat.Protector{Kind: bitlockerformat.ClearKey}, bitlockerformat.Protector{Kind: bitlockerformat.Recovery})
+	p = asked[api.Point](w, 0, "", "backup", "win02")
+	if why := strings.Join(p.Why, "\n"); p.State != api.StatePlain || !strings.Contains(why, "self-opening: clear key") {
+		t.Errorf("%s %s", p.State, why)
+	}
+	got := asked[api.SecretDeriveResult](w, 0, "", "secret", "derive", "win02@latest/vda/disk", "--reason", "protection is suspended")
+	if got.From != "clear key" || len(got.Secrets) != 1 || !got.Secrets[0].Proven {
+		t.Fatalf("%+v", got)
+	}
+	if out := w.ok("", "secret", "release", got.Secrets[0].Secret, "--reason", "test", "--to", "-"); out != string(v.Protectors[2].Secret) {
+		t.Error("another recovery password")
+	}
+	p = asked[api.Point](w, 0, "", "backup", "win02")
+	if why := strings.Join(p.Why, "\n"); p.State != api.StateProven || !strings.Contains(why, "self-opening: clear key") {
+		t.Errorf("%s %s", p.State, why)
+	}
+}

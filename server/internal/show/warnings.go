@@ -21,6 +21,8 @@ func Warnings(disk string, report *diskcrypt.Report) (out []string) {
 			out = append(out, name+" is opaque: it looks encrypted and has no header that is known here (VeraCrypt, plain dm-crypt?); no secret can be proven to open it")
 		case v.Unsupported != "":
 			out = append(out, fmt.Sprintf("%s (%s) cannot be opened by this version, so nothing can be proven: %s", name, v.Type, v.Unsupported))
+		case v.Type == diskcrypt.TypeBitLocker:
+			// What it lacks is among its own warnings, with the command that adds it.
 		case len(v.Protectors) == 0:
 			out = append(out, name+" has no protector: only the volume key itself opens it")
 		case !slices.ContainsFunc(v.Protectors, func(p diskcrypt.Protector) bool { return p.Offline }):
