@@ -59,6 +59,8 @@ type Area struct {
 	ID    string `json:"id"`
 	Class string `json:"class"`
 	Note  string `json:"note,omitempty"`
+
+	Unread string `json:"unread,omitempty" doc:"why what is inside was not looked into: it may be encrypted, and nothing proves that it opens"`
 }
 
 // NotNeeded declares a volume as not needed (or needed again).

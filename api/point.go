@@ -25,6 +25,7 @@ type Point struct {
 	DurationSeconds float64     `json:"duration_seconds"`
 	Disks           []PointDisk `json:"disks"`
 	Changes         []string    `json:"changes,omitempty" doc:"what changed in custody since the parent, in words"`
+	Warnings        []string    `json:"warnings,omitempty" doc:"what was not looked into and may be encrypted, in words: the state says nothing of it"`
 
 	OnlyIn     []string          `json:"only_in,omitempty" doc:"names of repositories that have it, where the one that backups write to has not any more"`
 	Pin        *PointMark        `json:"pin,omitempty" doc:"nothing deletes it until this is taken back"`

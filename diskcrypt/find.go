@@ -20,7 +20,7 @@ const (
 	ClassUnknown = "unknown" // nothing recognised, not random either
 	ClassTable   = "partition-table"
 	// ClassUnmapped is a logical volume whose bytes are not all on the disk, or of a
-	// kind that is not read; Area.Note says which.
+	// kind that is not read; Area.Unread says which.
 	ClassUnmapped = "logical-volume"
 )
 
@@ -32,6 +32,9 @@ type Area struct {
 	// Class is the type of the volume there, or what blockstack recognised, e.g. "ext4", "swap", "empty".
 	Class string `json:"class"`
 	Note  string `json:"note,omitempty"`
+	// Unread says why what is inside was not looked into: it may be encrypted, and
+	// nothing proves that it opens. "" where it was.
+	Unread string `json:"unread,omitempty"`
 }
 
 // Report is what Find found on a disk.
@@ -181,7 +184,7 @@ func (f *finder) lookAt(ctx context.Context, at Volume) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	member, err := f.intoMirror(ctx, &at)
+	member, unread, err := f.intoMirror(ctx, &at)
 	if err != nil {
 		return err
 	}
@@ -221,7 +224,7 @@ func (f *finder) lookAt(ctx context.Context, at Volume) error {
 			}
 		}
 	}
-	area := Area{ID: id, Range: at.Range, Class: ClassUnknown}
+	area := Area{ID: id, Range: at.Range, Class: ClassUnknown, Unread: unread}
 	switch {
 	case v != nil:
 		v.ID, v.Range, v.Extents = id, at.Range, at.Extents

@@ -44,11 +44,13 @@ type physical struct {
 // physicalVolume keeps a physical volume for when its group is put together.
 func (f *finder) physicalVolume(at Volume, area *Area) error {
 	if at.Extents != nil || at.Logical() {
+		area.Unread = "a physical volume inside a logical volume"
 		f.warn("%s: a physical volume inside a logical volume: not looked into, and may hold encrypted volumes", at.ID)
 		return nil
 	}
 	pv, err := lvm.ReadPV(PlaceOf(f.r, at), at.Range.Length, at.ID)
 	if errors.Is(err, lvm.ErrNotPV) {
+		area.Unread = "the label of the physical volume is damaged"
 		f.warn("%s: the label of the physical volume is damaged: its logical volumes are not found", at.ID)
 		return nil
 	}
@@ -78,6 +80,11 @@ func (f *finder) volumeGroups(ctx context.Context) error {
 	all := lvm.Assemble(pvs)
 	for _, w := range all.Warnings {
 		f.warn("%s", w)
+	}
+	for _, p := range f.pvs {
+		if i := slices.IndexFunc(f.report.Areas, func(a Area) bool { return a.ID == p.pv.Name }); i >= 0 && p.pv.Lost != "" {
+			f.report.Areas[i].Unread = p.pv.Lost
+		}
 	}
 	looked := 0
 	for _, vg := range all.VGs {
@@ -114,7 +121,7 @@ func (f *finder) logicalVolume(ctx context.Context, vg *lvm.VG, lv *lvm.LV) erro
 	extents, err := lv.Extents(MaxExtents)
 	if err != nil {
 		f.warn("%s: %v; it may be encrypted", at.ID, err)
-		f.report.Areas = append(f.report.Areas, Area{ID: at.ID, Class: ClassUnmapped, Note: err.Error()})
+		f.report.Areas = append(f.report.Areas, Area{ID: at.ID, Class: ClassUnmapped, Unread: err.Error()})
 		return nil
 	}
 	if len(extents) == 0 {
@@ -138,24 +145,24 @@ func (f *finder) logicalVolume(ctx context.Context, vg *lvm.VG, lv *lvm.LV) erro
 }
 
 // intoMirror narrows a place that is a member of a RAID1 to its data: what the
-// array holds is there, whole. It returns what to say of the member; other
-// members are named in a warning, and stay as they are.
-func (f *finder) intoMirror(ctx context.Context, at *Volume) (note string, err error) {
+// array holds is there, whole. It returns what to say of the member, and why its
+// content was not looked into; other members stay as they are.
+func (f *finder) intoMirror(ctx context.Context, at *Volume) (note, unread string, err error) {
 	outer := PlaceOf(f.r, *at)
 	m, err := mdraid.Read(outer, at.Size())
 	if err != nil {
 		// Damaged ones blockstack names; a bad sector at the end hinders nothing else.
-		return "", nil
+		return "", "", nil
 	}
 	if m.Data.Offset > 0 {
 		// Such a superblock lies where a header would be that came after it.
 		_, sound, err := f.inspect(ctx, Place{Data: outer, Size: at.Size()})
 		if err != nil {
-			return "", err
+			return "", "", err
 		}
 		if sound {
 			f.warn("%s: the remains of an md superblock (%s)", at.ID, m.Version)
-			return "", nil
+			return "", "", nil
 		}
 	}
 	note = fmt.Sprintf("member of md %s, version %s, array %s", m.LevelName(), m.Version, m.UUID)
@@ -168,21 +175,22 @@ func (f *finder) intoMirror(ctx context.Context, at *Volume) (note string, err e
 			why = "it is a spare, or has failed"
 		}
 		f.warn("%s: %s: what the array holds is not looked into, and may be encrypted: %s", at.ID, note, why)
-		return "", nil
+		return note, why, nil
 	}
 	if at.Extents != nil {
 		f.warn("%s: %s: in a logical volume in pieces, and not looked into; may be encrypted", at.ID, note)
-		return "", nil
+		return note, "a member of an array in a logical volume in pieces", nil
 	}
 	inner := *at
 	inner.Range = disk.Range{Offset: at.Range.Offset + m.Data.Offset, Length: m.Data.Length}
 	*at = inner
 	signatures, err := blockstack.Identify(PlaceOf(f.r, inner), inner.Range.Length)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if len(signatures) > 0 && (signatures[0].Class == blockstack.GPT || signatures[0].Class == blockstack.MBR) {
 		f.warn("%s: %s: it holds a partition table, and the partitions are not looked into; they may be encrypted", at.ID, note)
+		unread = "a partition table inside an array"
 	}
-	return note, nil
+	return note, unread, nil
 }

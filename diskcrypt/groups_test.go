@@ -178,6 +178,12 @@ func TestFindLogicalVolumes(t *testing.T) {
 			if got := summary(rep); got != c.want {
 				t.Fatalf("got  %s\nwant %s\nwarnings %q", got, c.want, rep.Warnings)
 			}
+			for _, area := range rep.Areas {
+				closed := area.Class == diskcrypt.ClassUnmapped || area.Class == "md-raid" || strings.Contains(c.warning, "partition table, and")
+				if closed != (area.Unread != "") && area.Class != "lvm2-pv" {
+					t.Errorf("%s: not looked into: %q", area.ID, area.Unread)
+				}
+			}
 			if all := strings.Join(rep.Warnings, "\n"); !strings.Contains(all, c.warning) || c.warning == "" && all != "" {
 				t.Fatalf("warnings %q do not say %q", rep.Warnings, c.warning)
 			}

@@ -459,3 +459,125 @@ func TestMirrorMember(t *testing.T) {
 		}
 	}
 }
+
+// TestLVMInsideLUKS: a disk of a real installation, whose logical volumes are
+// seen once the volume around them is open.
+func TestLVMInsideLUKS(t *testing.T) {
+	t.Parallel()
+	const name = "disk/disk-gpt-esp-boot-luks2-lvm"
+	h := initialised(t)
+	image := filepath.Join(unpack(t, h.dir, name+".img.xz"), filepath.Base(name)+".img")
+	notes, err := os.ReadFile(filepath.Join(judge.Fixtures(t), name+".txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.do(0, "machine", "add", "vm", "--disk", "vda="+image)
+	h.do(0, "secret", "add", "vm", "--kind", "passphrase", "--file", h.write("pass", "fixture-pass"))
+	h.do(0, "backup", "vm")
+	if err := os.Remove(image); err != nil {
+		t.Fatal(err)
+	}
+
+	var drill struct {
+		Outcome string
+		Steps   []struct{ Kind, Outcome, Volume, Detail string }
+	}
+	r := h.ask(&drill, []int{0}, "drill", "vm@latest", "--reason", "a rehearsal")
+	did := map[string]int{}
+	for _, s := range drill.Steps {
+		if s.Outcome == "passed" {
+			did[s.Kind]++
+		}
+	}
+	if drill.Outcome != "passed" || did["unlock"] != 1 || did["sample"] < 3 {
+		t.Errorf("%v", r)
+	}
+
+	root := "vm@latest/vda/vgroot-root:/"
+	h.do(0, "browse", "get", root+"d", "--to", h.dir, "--reason", "a lost file")
+	listed := 0
+	for line := range strings.Lines(string(notes)) {
+		want, file, _ := strings.Cut(strings.TrimSpace(line), "  ")
+		if len(want) != 64 || strings.Contains(want, " ") {
+			continue
+		}
+		listed++
+		if got := sum(t, h.path("d", file)); got != want {
+			t.Errorf("%s: %s, listed is %s", file, got, want)
+		}
+	}
+	if listed != 4 {
+		t.Fatalf("%d sums are listed", listed)
+	}
+	judge.Decided(t, "sha256sum of the files in fixtures/disk")
+	if link, err := os.Readlink(h.path("d", "link")); err != nil || link != "hello.txt" {
+		t.Errorf("%q, %v", link, err)
+	}
+	for path, want := range map[string]string{
+		"vgroot-root:/etc/fstab": "root UUID=x / ext4\n", "vgroot-home:/user.txt": "home\n", "p2:/vmlinuz": "vmlinuz\n", "p1:/boot.efi": "efi\n",
+	} {
+		args := []string{"browse", "cat", "vm@latest/vda/" + path}
+		if strings.HasPrefix(path, "vg") {
+			args = append(args, "--reason", "a lost file")
+		}
+		if r := h.do(0, args...); r.stdout != want {
+			t.Errorf("%v", r)
+		}
+	}
+}
+
+// TestNotLookedInto: what may be encrypted and is not read is no silence.
+func TestNotLookedInto(t *testing.T) {
+	t.Parallel()
+	h := initialised(t)
+	lv := func(name string, s ...lvmtest.Segment) lvmtest.Volume { return lvmtest.Volume{Name: name, Segments: s} }
+	group := h.partitioned(t, "group.img", 16*mib)
+	on(t, group, []disk.Range{{Offset: mib, Length: 16 * mib}}, func(p pieces) error {
+		return lvmtest.Write(lvmtest.Group{Name: "vg", Devices: []lvmtest.Device{
+			{Name: "pv0", W: p, Size: 16 * mib}, {Name: "pv1", Size: 16 * mib, Absent: true},
+		}, Volumes: []lvmtest.Volume{
+			lv("thin", lvmtest.Segment{Extents: 2, Type: "thin", Lines: "thin_pool = \"pool\"\ntransaction_id = 0\ndevice_id = 1\n"}),
+			lv("half", lvmtest.Linear("pv0", 0, 1), lvmtest.Linear("pv1", 0, 1)),
+			lv("whole", lvmtest.Linear("pv0", 1, 2)),
+		}})
+	})
+	array := h.partitioned(t, "array.img", 16*mib)
+	on(t, array, []disk.Range{{Offset: mib, Length: 16 * mib}}, func(p pieces) error {
+		b := make([]byte, p.size())
+		mdtest.Write(b, mdtest.Array{Version: "1.2", Level: 5, Devices: 3, Name: "vm:root"}, 0)
+		_, err := p.WriteAt(b, 0)
+		return err
+	})
+	for _, c := range []struct {
+		image string
+		all   map[string]string // area: why
+	}{
+		{group, map[string]string{"vg-thin": "thin", "vg-half": "missing"}},
+		{array, map[string]string{"p1": "only members of a RAID1"}},
+	} {
+		name := strings.TrimSuffix(filepath.Base(c.image), ".img")
+		added := h.do(0, "machine", "add", name, "--disk", "vda="+c.image)
+		made := h.do(0, "backup", name)
+		shown := h.do(0, "point", "show", name+"@latest")
+		var p struct {
+			State    string
+			Warnings []string
+		}
+		h.ask(&p, []int{0}, "point", "show", name+"@latest")
+		if p.State != "plain" || len(p.Warnings) != len(c.all) {
+			t.Errorf("%+v", p)
+		}
+		for area, why := range c.all {
+			says := "warning: vda/" + area + " was not looked into: it may be encrypted, and nothing proves that it opens: "
+			if !strings.Contains(added.stderr, "vda: "+area+": ") || !strings.Contains(made.stderr, says) || !strings.Contains(made.stderr, why) {
+				t.Errorf("%s: %v\n%v", area, added, made)
+			}
+			if !strings.Contains(shown.stdout, "vda/"+area+" was not looked into") || !strings.Contains(shown.stdout, "not looked into: ") {
+				t.Errorf("%s: %v", area, shown)
+			}
+		}
+		if strings.Contains(made.stderr, "vg-whole") {
+			t.Errorf("%v", made)
+		}
+	}
+}

@@ -50,6 +50,9 @@ type PV struct {
 	Areas int
 	// Damage says what of the header or the areas is not as it should be.
 	Damage []string
+	// Lost says, once it was assembled, why the group that it belongs to is not
+	// known: its logical volumes are not found. "" where it is, or where there is none.
+	Lost string
 
 	unreadable bool // the header or an area was damaged, so that metadata may be missing
 }

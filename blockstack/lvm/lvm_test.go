@@ -386,8 +386,9 @@ func TestMembers(t *testing.T) {
 	if _, missing := find(vg, "home_1").Devices(); len(missing) != 1 || missing[0] != g.PVID("pv1") {
 		t.Error(missing)
 	}
-	// The second alone has no metadata: no group, and nothing wrong with it.
-	if a := lvm.Assemble(read(t, images[1])); len(a.VGs) != 0 || len(a.Warnings) != 0 {
+	// The second alone has no metadata: what is on it is not known, and that is said.
+	alone := read(t, images[1])
+	if a := lvm.Assemble(alone); len(a.VGs) != 0 || len(a.Warnings) != 1 || !strings.Contains(alone[0].Lost, "no metadata") {
 		t.Fatalf("%+v", a)
 	}
 	// A device that was cut short keeps what lies before its end.

@@ -54,6 +54,7 @@ func Assemble(pvs []*PV) Assembled {
 		if p.UUID != "" {
 			if first := byID[p.UUID]; first != nil {
 				out.warn("%s and %s are the same physical volume %s, the first counts", first.Name, p.Name, p.UUID)
+				p.Lost = "a copy of the physical volume in " + first.Name
 				continue
 			}
 			byID[p.UUID] = p
@@ -74,6 +75,11 @@ func Assemble(pvs []*PV) Assembled {
 		vg, err := readVG(newest[id], byID)
 		if err != nil {
 			out.warn("volume group %s: %v", newest[id].VG, err)
+			for _, p := range pvs {
+				if p.Text != nil && p.Text.vg.text("id") == id {
+					p.Lost = err.Error()
+				}
+			}
 			continue
 		}
 		for _, m := range vg.PVs {
@@ -95,7 +101,11 @@ func Assemble(pvs []*PV) Assembled {
 		case p.Text != nil && slices.ContainsFunc(out.VGs, func(v *VG) bool { return v.UUID == p.Text.vg.text("id") }):
 			out.warn("%s is not in volume group %s any more", p.Name, p.Text.VG)
 		case p.Text == nil && p.unreadable:
+			p.Lost = "the volume group's metadata cannot be read"
 			out.warn("%s: the volume group's metadata cannot be read: its logical volumes are not found", p.Name)
+		case p.Text == nil && p.Areas == 0:
+			p.Lost = "it has no metadata: what its volume group has on it is described elsewhere"
+			out.warn("%s: %s", p.Name, p.Lost)
 		}
 	}
 	return out

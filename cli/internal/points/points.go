@@ -101,6 +101,9 @@ func (a group) printPoint(w io.Writer, p api.Point) {
 	for _, change := range p.Changes {
 		f.Add("changed", change)
 	}
+	for _, warning := range p.Warnings {
+		f.Add("warning", warning)
+	}
 	f.Print(w, "  ", a.Style)
 	for _, d := range p.Disks {
 		_, _ = fmt.Fprintf(w, "\n%s  %s  content root %s\n", a.Style.Paint(screen.Bold, screen.CleanLine(d.ID)), screen.Size(d.SizeBytes), screen.CleanLine(d.ContentRoot))

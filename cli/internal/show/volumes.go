@@ -37,6 +37,9 @@ func Volumes(w io.Writer, style screen.Style, volumes []api.Volume, areas []api.
 			if area.Note != "" {
 				line += "  " + area.Note
 			}
+			if area.Unread != "" {
+				line += "  not looked into: " + area.Unread
+			}
 			_, _ = fmt.Fprintln(w, screen.CleanLine(line))
 		}
 	}

@@ -103,6 +103,9 @@ func (s routes) backUp(ctx context.Context, c *catalog.Catalog, m catalog.Machin
 	if err != nil {
 		return frame.Result{}, fmt.Errorf("back up %s: recovery point %s is stored, but cannot be shown: %w", m.Name, made.Point.ID, err)
 	}
+	for _, w := range v.Warnings {
+		p.Warning("%s", w)
+	}
 	return frame.Result{JobResult: api.JobResult{Backup: &v}, Exit: max(exit, frame.ExitOfState(v.State))}, nil
 }
 

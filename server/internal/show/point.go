@@ -36,6 +36,11 @@ func Point(m catalog.Machine, p catalog.Point, view *prove.View) (api.Point, err
 		}
 		vols := volumesOf(d)
 		pd.Areas = Areas(&diskcrypt.Report{Areas: areas, Volumes: vols})
+		for _, a := range pd.Areas {
+			if a.Unread != "" {
+				v.Warnings = append(v.Warnings, fmt.Sprintf("%s/%s was not looked into: it may be encrypted, and nothing proves that it opens: %s", d.Disk, a.ID, a.Unread))
+			}
+		}
 		for _, vol := range vols {
 			pv := Volume(d.Disk, vol, openedBy(p.ID, d.Disk, vol, view))
 			if st, ok := states[custody.VolumeKey{Disk: d.Disk, Volume: vol.ID}]; ok {
@@ -107,7 +112,7 @@ func Areas(rep *diskcrypt.Report) []api.Area {
 	var out []api.Area
 	for _, a := range rep.Areas {
 		if !slices.ContainsFunc(rep.Volumes, func(v diskcrypt.Volume) bool { return v.ID == a.ID }) {
-			out = append(out, api.Area{ID: a.ID, Class: a.Class, Note: a.Note})
+			out = append(out, api.Area{ID: a.ID, Class: a.Class, Note: a.Note, Unread: a.Unread})
 		}
 	}
 	return out
