@@ -19,6 +19,7 @@ type Proof struct {
 	KeyCheck   string
 	Time       time.Time
 	Signer     string // key id of the prover
+	VKProof    string // hex; equal ones of an installation mean equal volume keys; "" = it says nothing
 }
 
 // Attempt is what came of trying a secret version on a header, whatever

@@ -65,6 +65,20 @@ func (c Change) String() string {
 	return fmt.Sprintf("%s: %s: %s", name, c.Kind, c.Text)
 }
 
+// WithKeys takes the vkproofs of a recovery point's volumes, hex by volume, for
+// epochs where the header tells none (BitLocker's): Compare then tells a new volume
+// key from the same one, if both recovery points were proven. Only proofs of
+// one installation may be compared.
+func (d DiskVolumes) WithKeys(vkproofs map[string]string) DiskVolumes {
+	d.Volumes = slices.Clone(d.Volumes)
+	for i, v := range d.Volumes {
+		if mac := vkproofs[v.ID]; v.Epoch == "" && v.HeaderDigest != "" && mac != "" {
+			d.Volumes[i].Epoch = "vkproof:" + mac
+		}
+	}
+	return d
+}
+
 // Compare says what changed in custody from the parent recovery point to this
 // one. history holds what was found in older recovery points, newest first; it
 // tells a reverted guest from a new volume key, and a header that was lost and
@@ -177,6 +191,8 @@ func (c *comparison) vanished(now DiskVolumes, o diskcrypt.Volume) {
 	switch {
 	case class == diskcrypt.ClassUnmapped:
 		c.add(now.Disk, o.ID, ChangeVolumeGone, "the logical volume is there, and cannot be read from this disk any more: volume list and point show say why")
+	case now.unread(o.ID):
+		c.add(now.Disk, o.ID, ChangeVolumeGone, "what is in its place cannot be looked into, and may be encrypted: volume list and point show say why")
 	case at == placeHeader && class != "":
 		c.add(now.Disk, o.ID, ChangeVolumeReplaced, fmt.Sprintf("%s, a volume with a header, stands in its place", class))
 	case at == placeOther && class != "" && o.Type == diskcrypt.TypeOpaque:

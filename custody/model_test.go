@@ -314,6 +314,40 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// Where the header does not tell the volume key, proofs do.
+func TestCompareByProofs(t *testing.T) {
+	at := func(point, digest, vkproof string) []DiskVolumes {
+		v := diskcrypt.Volume{ID: "p3", Type: diskcrypt.TypeBitLocker, UUID: "u", HeaderDigest: digest, Protectors: []diskcrypt.Protector{{ID: "r", Fingerprint: "v1:r"}}}
+		return []DiskVolumes{DiskVolumes{Disk: "vda", Point: point, Volumes: []diskcrypt.Volume{v}}.WithKeys(map[string]string{"p3": vkproof})}
+	}
+	for _, c := range []struct {
+		name        string
+		parent, now []DiskVolumes
+		history     [][]DiskVolumes
+		want        ChangeKind
+		text        string
+	}{
+		{"another key", at("R1", "sha256:1", "aa"), at("R2", "sha256:2", "bb"), nil, ChangeNewEpoch, "full-size incremental"},
+		{"the same key", at("R1", "sha256:1", "aa"), at("R2", "sha256:2", "aa"), nil, ChangeHeader, "protectors and volume key did not"},
+		{"the parent was not proven", at("R1", "sha256:1", ""), at("R2", "sha256:2", "bb"), nil, ChangeHeader, "the header changed, its protectors did not"},
+		{"this one was not proven", at("R1", "sha256:1", "aa"), at("R2", "sha256:2", ""), nil, ChangeHeader, "the header changed, its protectors did not"},
+		{"the key of before", at("R1", "sha256:2", "bb"), at("R2", "sha256:3", "aa"), [][]DiskVolumes{at("R0", "sha256:1", "aa")}, ChangeHeaderRollback, "returned to the epoch of recovery point R0"},
+		{"the same header", at("R1", "sha256:1", "aa"), at("R2", "sha256:1", "aa"), nil, ChangeNone, ""},
+	} {
+		got := Compare(c.parent, c.now, c.history...)
+		if len(got) != 1 || got[0].Kind != c.want || !strings.Contains(got[0].Text, c.text) {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	// What the header says is not covered up, nor is a lost header taken for one.
+	luks := diskcrypt.Volume{ID: "p3", Epoch: "v1:e", HeaderDigest: "sha256:1"}
+	gone := diskcrypt.Volume{ID: "p4"}
+	d := DiskVolumes{Volumes: []diskcrypt.Volume{luks, gone}}.WithKeys(map[string]string{"p3": "aa", "p4": "aa"})
+	if d.Volumes[0].Epoch != "v1:e" || d.Volumes[1].Epoch != "" {
+		t.Errorf("%+v", d)
+	}
+}
+
 // areas are pairs of place and class.
 func areas(pairs ...string) (out []diskcrypt.Area) {
 	for i := 0; i < len(pairs); i += 2 {

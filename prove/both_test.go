@@ -37,4 +37,7 @@ func TestEveryActiveSecretIsProven(t *testing.T) {
 	if err != nil || len(proofs) != 2 {
 		t.Fatalf("%d proofs, %v", len(proofs), err)
 	}
+	if proofs[0].VKProof == "" || proofs[0].VKProof != proofs[1].VKProof {
+		t.Errorf("two secrets of one volume key: %q and %q", proofs[0].VKProof, proofs[1].VKProof)
+	}
 }

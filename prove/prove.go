@@ -10,6 +10,7 @@ package prove
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -444,6 +445,7 @@ func CatalogProof(key string, p custody.Proof, signer envelope.KeyID) catalog.Pr
 	c := catalog.Proof{
 		Key: key, Point: p.Point, Disk: p.Disk, Volume: p.Volume, Secret: p.Secret.ID, Version: p.Secret.Version,
 		Recognised: p.Class, KeyCheck: p.KeyCheck, Time: p.Time, Signer: string(signer),
+		VKProof: hex.EncodeToString(p.VKProof),
 	}
 	for _, x := range p.Protectors {
 		c.Protectors = append(c.Protectors, x.ID)

@@ -303,11 +303,26 @@ func (v *View) Changes(p catalog.Point) []custody.Change {
 	var history [][]custody.DiskVolumes
 	for _, o := range slices.Backward(v.points[:i]) {
 		if o.Repository == p.Repository {
-			history = append(history, Found(o))
+			history = append(history, v.found(o))
 		}
 	}
-	all := custody.Compare(Found(v.points[i]), Found(p), history...)
+	all := custody.Compare(v.found(v.points[i]), v.found(p), history...)
 	return slices.DeleteFunc(all, func(c custody.Change) bool { return c.Kind == custody.ChangeNone })
+}
+
+// found is Found with what proofs tell of volume keys that headers do not show.
+func (v *View) found(p catalog.Point) []custody.DiskVolumes {
+	out := Found(p)
+	for i := range out {
+		keys := map[string]string{}
+		for _, x := range v.proofs[p.ID] {
+			if x.Disk == out[i].Disk && x.VKProof != "" {
+				keys[x.Volume] = x.VKProof
+			}
+		}
+		out[i] = out[i].WithKeys(keys)
+	}
+	return out
 }
 
 // Found is what the catalog knows of an inspection: the disks in the order of

@@ -372,7 +372,7 @@ func testProofs(t *testing.T, open Open) {
 	ok(t, c.Points.Record(ctx, point("aa01", "m1", 1)))
 	p := catalog.Proof{
 		Key: "side/1", Point: "aa01", Disk: "vda", Volume: "p3", Secret: "s1", Version: 2,
-		Protectors: []string{"slot-0", "slot-1"}, Recognised: "lvm", KeyCheck: "luks2-digest-0", Time: at(3), Signer: "k",
+		Protectors: []string{"slot-0", "slot-1"}, Recognised: "lvm", KeyCheck: "luks2-digest-0", Time: at(3), Signer: "k", VKProof: "aabb",
 	}
 	later, unknown := p, p
 	later.Key, later.Time, later.Version = "side/0", at(4), 3

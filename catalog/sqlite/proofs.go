@@ -9,12 +9,12 @@ import (
 
 type proofs struct{ session }
 
-const proofColumns = `key, point, disk, volume, secret, version, protectors, recognised, key_check, time, signer`
+const proofColumns = `key, point, disk, volume, secret, version, protectors, recognised, key_check, time, signer, vkproof`
 
 func scanProof(p *catalog.Proof) []any {
 	return []any{
 		&p.Key, &p.Point, &p.Disk, &p.Volume, &p.Secret, &p.Version,
-		jsonColumn(&p.Protectors), &p.Recognised, &p.KeyCheck, timeColumn(&p.Time), &p.Signer,
+		jsonColumn(&p.Protectors), &p.Recognised, &p.KeyCheck, timeColumn(&p.Time), &p.Signer, &p.VKProof,
 	}
 }
 
@@ -24,9 +24,9 @@ func (s proofs) Put(ctx context.Context, p catalog.Proof) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	_, err = s.exec(ctx, op, `INSERT INTO proofs (`+proofColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+	_, err = s.exec(ctx, op, `INSERT INTO proofs (`+proofColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (key) DO NOTHING`,
-		p.Key, p.Point, p.Disk, p.Volume, p.Secret, p.Version, protectors, p.Recognised, p.KeyCheck, timeText(p.Time), p.Signer)
+		p.Key, p.Point, p.Disk, p.Volume, p.Secret, p.Version, protectors, p.Recognised, p.KeyCheck, timeText(p.Time), p.Signer, p.VKProof)
 	return err
 }
 

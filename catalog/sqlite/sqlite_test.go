@@ -359,7 +359,7 @@ func run(t *testing.T, path, query string) {
 func TestMigratesAnEarlierCatalog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "catalog.db")
 	filled(t, path)
-	for _, s := range []string{`DROP TABLE readings`, `DROP TABLE marks`, `DROP TABLE policies`, `DELETE FROM schema_version WHERE version_id > 1`} {
+	for _, s := range []string{`DROP TABLE readings`, `DROP TABLE marks`, `DROP TABLE policies`, `ALTER TABLE proofs DROP COLUMN vkproof`, `DELETE FROM schema_version WHERE version_id > 1`} {
 		run(t, path, s)
 	}
 	c, err := sqlite.Open(t.Context(), path, sqlite.Options{})
