@@ -9,7 +9,7 @@ SOAK     ?= 1h
 
 # Packages whose tests run under the race detector too: those with goroutines of
 # their own. (catalog/sqlite is left out: the database, translated from C, takes minutes.)
-RACE ?= ./audit ./job ./store/localdir ./repository ./custody/prover ./server/... ./backup/... ./prove ./restore/...
+RACE ?= ./audit ./job ./store/localdir ./repository ./custody/prover ./server/... ./backup/... ./prove ./restore/... ./diskcrypt/internal/plainview
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 LDFLAGS := -s -w -X main.version=$(VERSION)
