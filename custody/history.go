@@ -167,6 +167,8 @@ func (d DiskVolumes) look(was diskcrypt.Volume) (place, string) {
 	table := false
 	for _, a := range d.Areas {
 		switch {
+		case a.ID == id && a.Unread != "":
+			return placeHeader, a.Class // who knows what it holds
 		case a.ID == id && plain(a.Class):
 			return placeOther, a.Class
 		case a.ID == id, a.ID == diskcrypt.WholeDisk && !plain(a.Class):
@@ -182,6 +184,11 @@ func (d DiskVolumes) look(was diskcrypt.Volume) (place, string) {
 		return placeHeader, "" // nothing is known of the disk, so nothing follows
 	}
 	return placeOther, ""
+}
+
+// unread says that what is in a place could not be looked into.
+func (d DiskVolumes) unread(id string) bool {
+	return slices.ContainsFunc(d.Areas, func(a diskcrypt.Area) bool { return a.ID == id && a.Unread != "" })
 }
 
 // lookLogical is look for a logical volume without a header in its place. What
