@@ -18,6 +18,7 @@ import (
 	"sync"
 
 	"github.com/lockstep-backup/lockstep/blockstack"
+	"github.com/lockstep-backup/lockstep/browse/internal/btrfs"
 	"github.com/lockstep-backup/lockstep/browse/internal/exfat"
 	"github.com/lockstep-backup/lockstep/browse/internal/extfs"
 	"github.com/lockstep-backup/lockstep/browse/internal/fat"
@@ -91,6 +92,8 @@ func open(r io.ReaderAt, size int64, class string) (fsys.FS, error) {
 		return extfs.Open(r, size)
 	case blockstack.XFS:
 		return xfs.Open(r, size)
+	case blockstack.Btrfs:
+		return btrfs.Open(r, size)
 	case blockstack.NTFS:
 		return ntfs.Open(r, size)
 	case blockstack.FAT12, blockstack.FAT16, blockstack.FAT32:

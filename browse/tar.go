@@ -120,14 +120,23 @@ func (t *tarStream) add(ctx context.Context, n Node) error {
 	return t.content(ctx, n.Path, content)
 }
 
+// archive/tar gives up on more than 1 MiB of records of one file.
+const maxRecords = 1<<20 - 16<<10
+
 func (t *tarStream) xattrs(h *tar.Header, n Node) {
 	list, err := t.f.fs.Xattrs(n.Info.ID)
 	if err != nil {
 		t.report.problem(Problem{n.Path, fmt.Errorf("extended attributes: %w", err)})
 	}
+	total := len(h.Name) + len(h.Linkname) + 1024
 	for _, x := range list {
 		if x.Name == "" || strings.ContainsAny(x.Name, "=\x00") {
 			t.report.problem(Problem{n.Path, fmt.Errorf("extended attribute %q cannot be in a tar stream", x.Name)})
+			continue
+		}
+		if total += len(x.Name) + len(x.Value) + 64; total > maxRecords {
+			t.report.problem(Problem{n.Path, fmt.Errorf("extended attribute %q left out: a file in a tar stream has %d bytes of them at most", x.Name, maxRecords)})
+			total -= len(x.Name) + len(x.Value) + 64
 			continue
 		}
 		h.PAXRecords["SCHILY.xattr."+x.Name] = string(x.Value)

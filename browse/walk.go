@@ -80,7 +80,8 @@ func (w *walk) visit(ctx context.Context, n Node, depth int) error {
 		info, err := w.f.fs.Stat(e.ID)
 		if err != nil {
 			w.problem(Problem{p, err})
-			return true
+			failed = ctx.Err() // a directory may hold nothing but such
+			return failed == nil
 		}
 		if info.Type == Dir {
 			subdirs = append(subdirs, Node{p, info})

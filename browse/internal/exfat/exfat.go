@@ -128,12 +128,13 @@ func (f *FS) runs(s stream, whole bool) (fsys.Runs, error) {
 		}
 		return runs, runs.Add(fsys.Run{Length: count * f.cluster, From: f.data + int64(s.first-2)*f.cluster})
 	}
+	var circle fsys.Circle
 	at := int64(0)
 	for n := s.first; at < s.size; at += f.cluster {
 		if n == 0xFFFFFFFF && !whole {
 			break
 		}
-		if at/f.cluster > f.clusters {
+		if circle.Closed(n) {
 			return nil, fsys.Corrupt("clusters in a circle")
 		}
 		next, err := f.next(n)
@@ -154,6 +155,8 @@ type cursor struct {
 	at    int64 // of the next entry, in the volume
 	whole bool
 	steps int64
+
+	circle fsys.Circle
 }
 
 // read is the next entry, and where it lies; nil at the end.
@@ -179,6 +182,8 @@ func (c *cursor) read() (int64, []byte, error) {
 			}
 			if next < 2 || int64(next) >= c.f.clusters+2 {
 				c.steps = maxDir // what follows is not there
+			} else if c.circle.Closed(next) {
+				return 0, nil, fsys.Corrupt("clusters of a directory in a circle")
 			} else {
 				c.at = c.f.data + int64(next-2)*c.f.cluster
 			}

@@ -22,19 +22,24 @@ type mapping struct {
 	runs  fsys.Runs
 	end   int64 // the content's, bytes
 	next  int64 // where the next extent may begin, in blocks
-	nodes int
+	nodes int64
 }
 
 func (m *mapping) node(n uint64) ([]byte, error) {
-	if m.nodes++; m.nodes > fsys.MaxNodes {
-		return nil, fsys.Corrupt("more than %d blocks say where one file lies", fsys.MaxNodes)
+	// Each is a block of its own: more than the volume has are some again and again.
+	if most := min(fsys.MaxNodes, m.f.vol.Size()/m.f.bs); m.nodes >= most {
+		return nil, fsys.Corrupt("more than %d blocks say where one file lies", most)
 	}
+	m.nodes++
 	return m.f.block(n)
 }
 
 func (m *mapping) add(logical int64, physical uint64, count int64) error {
 	if physical >= m.f.blocks || uint64(count) > m.f.blocks-physical {
 		return fsys.Corrupt("%d blocks at %d of %d", count, physical, m.f.blocks)
+	}
+	if int64(len(m.runs)) > m.f.vol.Size()/m.f.bs {
+		return fsys.Corrupt("a file in more pieces than the volume has blocks")
 	}
 	return m.runs.Add(fsys.Run{At: logical * m.f.bs, Length: count * m.f.bs, From: int64(physical) * m.f.bs})
 }

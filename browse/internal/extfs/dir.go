@@ -40,7 +40,7 @@ func (f *FS) List(dir uint64, yield func(fsys.Entry) bool) error {
 		return fmt.Errorf("inode %d: %w", dir, err)
 	}
 	size := i.size()
-	if size > int64(f.blocks)*f.bs {
+	if size > f.vol.Size() {
 		return fsys.Corrupt("directory %d of %d bytes", dir, size)
 	}
 	file := fsys.NewFile(f.vol, size, runs)

@@ -129,6 +129,8 @@ func parse(vol *fsys.Volume) (*FS, error) {
 		return nil, fsys.Corrupt("inodes of %d bytes", f.inodeSize)
 	case f.descSize < 32 || f.descSize > f.bs || f.descSize&(f.descSize-1) != 0:
 		return nil, fsys.Corrupt("group descriptors of %d bytes", f.descSize)
+	case f.blocks > 1<<48:
+		return nil, fsys.Corrupt("%d blocks", f.blocks)
 	case f.perGroup == 0 || f.inodesPerGroup == 0 || f.firstData >= f.blocks:
 		return nil, fsys.Corrupt("empty block groups")
 	}

@@ -131,7 +131,7 @@ func (f *FS) replay() (*overlay, error) {
 	if start == 0 {
 		return o, nil // all of it has reached its place
 	}
-	if j.first == 0 || j.max > maxJournalBlocks || start < j.first || start >= j.max || int64(j.max)*j.bs > i.size() {
+	if j.first == 0 || j.max > maxJournalBlocks || int64(j.max)*j.bs > f.vol.Size() || start < j.first || start >= j.max || int64(j.max)*j.bs > i.size() {
 		return nil, fsys.Corrupt("journal of %d blocks that begins at %d", j.max, start)
 	}
 	j.seed = crc32c(^uint32(0), sb[48:64])
@@ -166,12 +166,10 @@ func (f *FS) replay() (*overlay, error) {
 // block is a block of the journal and where it is.
 func (j *journal) block(n uint32) ([]byte, int64, error) {
 	at := int64(n) * j.bs
-	for _, r := range j.runs { // a few: journals are allocated at once
-		if at >= r.At && at < r.At+r.Length {
-			from := r.From + at - r.At
-			b, err := j.f.vol.Bytes(from, j.bs)
-			return b, from, err
-		}
+	if r, ok := j.runs.Find(at); ok {
+		from := r.From + at - r.At
+		b, err := j.f.vol.Bytes(from, j.bs)
+		return b, from, err
 	}
 	return nil, 0, fsys.Corrupt("block %d of the journal is not there", n)
 }

@@ -50,6 +50,7 @@ func (f *FS) attributes(i inode) ([]attribute, error) {
 
 // attributeList reads entries; their values lie in values.
 func (f *FS) attributeList(entries, values []byte, found *[]attribute) error {
+	total := 0
 	for len(entries) >= 4 && le.Uint32(entries) != 0 {
 		if len(entries) < 16 {
 			return fsys.Corrupt("an attribute is cut short")
@@ -71,6 +72,9 @@ func (f *FS) attributeList(entries, values []byte, found *[]attribute) error {
 				return fsys.Corrupt("an attribute's value of %d bytes at %d", size, offset)
 			}
 			a.value = values[offset : offset+size]
+		}
+		if total += len(a.value); total > fsys.AllXattrs {
+			return fsys.Unsupported("attributes of more than %d bytes", fsys.AllXattrs)
 		}
 		*found = append(*found, a)
 		entries = entries[min((16+nameLength+3)&^3, len(entries)):]

@@ -170,6 +170,7 @@ func (c *chain) entry(n uint32) (uint32, error) {
 func (f *FS) runs(first uint32, size int64, whole bool) (fsys.Runs, error) {
 	var runs fsys.Runs
 	c := chain{f: f}
+	var circle fsys.Circle
 	at := int64(0)
 	for n := first; at < size; at += f.cluster {
 		if n < 2 || int64(n) >= f.clusters+2 {
@@ -178,7 +179,7 @@ func (f *FS) runs(first uint32, size int64, whole bool) (fsys.Runs, error) {
 			}
 			break
 		}
-		if at/f.cluster > f.clusters {
+		if circle.Closed(n) {
 			return nil, fsys.Corrupt("clusters in a circle")
 		}
 		if err := runs.Add(fsys.Run{At: at, Length: f.cluster, From: f.data + int64(n-2)*f.cluster}); err != nil {

@@ -132,5 +132,6 @@ const (
 	MaxRead    = 16 << 20 // bytes of one piece of metadata
 	MaxXattrs  = 4096     // of one file
 	MaxXattr   = 1 << 20  // bytes of one value
+	AllXattrs  = 16 << 20 // bytes of all values of one file
 	MaxSymlink = 64 << 10 // bytes of a target
 )

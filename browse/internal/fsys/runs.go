@@ -141,6 +141,15 @@ func Text(b []byte) string {
 	return string(b)
 }
 
+// Find is the run that covers off.
+func (r Runs) Find(off int64) (Run, bool) {
+	i := sort.Search(len(r), func(i int) bool { return r[i].At+r[i].Length > off })
+	if i == len(r) || r[i].At > off {
+		return Run{}, false
+	}
+	return r[i], true
+}
+
 // Clip ends the runs at size, in place: what is behind it is a hole.
 func (r Runs) Clip(size int64) Runs {
 	r = r[:sort.Search(len(r), func(i int) bool { return r[i].At >= size })]

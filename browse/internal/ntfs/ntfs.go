@@ -272,6 +272,9 @@ func (f *FS) reparse(r *record) (uint32, []byte, error) {
 	if !ok {
 		return 0, nil, nil
 	}
+	if !a.resident && a.size > fsys.MaxSymlink {
+		return 0, nil, fsys.Corrupt("a reparse point of %d bytes", a.size)
+	}
 	b, err := f.value(r, a)
 	if err != nil {
 		return 0, nil, err
@@ -371,6 +374,7 @@ func (f *FS) Xattrs(id uint64) ([]fsys.Xattr, error) {
 		return nil, err
 	}
 	var found []fsys.Xattr
+	total := 0
 	for _, a := range r.attrs {
 		if a.kind != typeData || a.name == "" || !a.resident && (a.first != 0 || a.size > maxStreamXattr || a.flags&encrypted != 0) {
 			continue
@@ -384,6 +388,9 @@ func (f *FS) Xattrs(id uint64) ([]fsys.Xattr, error) {
 		v, err := f.value(r, a)
 		if err != nil {
 			return nil, err
+		}
+		if total += len(v); total > fsys.AllXattrs {
+			return nil, fsys.Unsupported("attributes of more than %d bytes", fsys.AllXattrs)
 		}
 		found = append(found, fsys.Xattr{Name: "user." + a.name, Value: v})
 	}
@@ -423,9 +430,13 @@ func (f *FS) List(dir uint64, yield func(fsys.Entry) bool) error {
 	if err != nil {
 		return err
 	}
+	listed := int64(0)
 	for n := int64(0); n < file.Size()/size && n/8 < int64(len(used)); n++ {
 		if used[n/8]>>(n%8)&1 == 0 {
 			continue
+		}
+		if listed += size; listed > f.vol.Size() {
+			return fsys.Corrupt("directory %d is larger than the volume", dir)
 		}
 		b := make([]byte, size)
 		if _, err := file.ReadAt(b, n*size); err != nil {

@@ -25,6 +25,7 @@ const (
 
 const (
 	maxPieces  = 1 << 14 // records of one file
+	maxList    = 1 << 20 // bytes of a list of attributes; Windows stops at a quarter of that
 	compressed = 0x00FF
 	encrypted  = 0x4000
 )
@@ -171,6 +172,9 @@ func (f *FS) record(id uint64) (*record, error) {
 
 // pieces adds the attributes of the other records of a file.
 func (f *FS) pieces(r *record, list attribute) error {
+	if list.size > maxList {
+		return fsys.Corrupt("list of attributes of %d bytes", list.size)
+	}
 	b, err := f.value(r, list)
 	if err != nil {
 		return fmt.Errorf("list of attributes: %w", err)
@@ -239,7 +243,7 @@ func (f *FS) decode(a attribute, runs *fsys.Runs) error {
 			return fsys.Corrupt("a run list is cut short")
 		}
 		count := signed(b[1 : 1+n])
-		if count <= 0 || count > 1<<48 || at > 1<<48 {
+		if count <= 0 || count > 1<<48 || at > (1<<62)/f.cluster-count {
 			return fsys.Corrupt("a run of %d clusters", count)
 		}
 		if m > 0 {

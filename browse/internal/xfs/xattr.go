@@ -46,6 +46,7 @@ type attributes struct {
 	f     *FS
 	runs  fsys.Runs
 	found []fsys.Xattr
+	total int // bytes of values
 }
 
 func (a *attributes) add(flags byte, name, value []byte) error {
@@ -54,6 +55,9 @@ func (a *attributes) add(flags byte, name, value []byte) error {
 	}
 	if len(a.found) >= fsys.MaxXattrs {
 		return fsys.Unsupported("more than %d attributes of one file", fsys.MaxXattrs)
+	}
+	if a.total += len(value); a.total > fsys.AllXattrs {
+		return fsys.Unsupported("attributes of more than %d bytes", fsys.AllXattrs)
 	}
 	x := fsys.Xattr{Name: "user." + string(name), Value: value}
 	switch {

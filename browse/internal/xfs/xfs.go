@@ -392,7 +392,7 @@ func (f *FS) runs(k fork) (fsys.Runs, error) {
 type mapping struct {
 	f     *FS
 	runs  fsys.Runs
-	nodes int
+	nodes int64
 }
 
 func (m *mapping) records(b []byte) error {
@@ -439,9 +439,11 @@ func (m *mapping) children(pointers []byte, count, level int) error {
 }
 
 func (m *mapping) node(n uint64, level int) error {
-	if m.nodes++; m.nodes > fsys.MaxNodes {
-		return fsys.Corrupt("more than %d blocks say where one file lies", fsys.MaxNodes)
+	// Each is a block of its own: more than the volume has are some again and again.
+	if most := min(fsys.MaxNodes, m.f.vol.Size()/m.f.bs); m.nodes >= most {
+		return fsys.Corrupt("more than %d blocks say where one file lies", most)
 	}
+	m.nodes++
 	at, err := m.f.at(n)
 	if err != nil {
 		return err
@@ -489,10 +491,13 @@ func (f *FS) List(dir uint64, yield func(fsys.Entry) bool) error {
 		return fmt.Errorf("inode %d: %w", dir, err)
 	}
 	file := fsys.NewFile(f.vol, leafOffset, runs)
-	for off := int64(0); ; off += f.dirSize {
+	for off, listed := int64(0), int64(0); ; off += f.dirSize {
 		start, _ := file.NextData(off)
 		if off = start / f.dirSize * f.dirSize; off >= leafOffset {
 			return nil
+		}
+		if listed += f.dirSize; listed > f.vol.Size() {
+			return fsys.Corrupt("directory %d is larger than the volume", dir)
 		}
 		b := make([]byte, f.dirSize)
 		if _, err := file.ReadAt(b, off); err != nil && !errors.Is(err, io.EOF) {
