@@ -97,7 +97,8 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 		res.Warnings = append(res.Warnings, lostWarning(n))
 		d.Log.Error("the repository lost recovery points", "machine", req.Machine.Name, "points", res.Lost)
 	}
-	if err := ensureMachine(ctx, d, req.Machine); err != nil {
+	created, err := ensureMachine(ctx, d, req.Machine)
+	if err != nil {
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
 	}
 	if res.CaughtUp, err = CatchUp(ctx, d, req.Machine); err != nil {
@@ -115,7 +116,13 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 	if err := checkTime(ctx, d, req, start); err != nil {
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
 	}
-	w, err := d.Repository.Begin(ctx, req.Machine.ID, repository.BeginOptions{Full: req.Full, Unread: req.AllowIncomplete})
+	attempt, err := noteAttempt(ctx, d, req.Machine)
+	if err != nil {
+		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
+	}
+	w, err := d.Repository.Begin(ctx, req.Machine.ID, repository.BeginOptions{
+		Full: req.Full, Unread: req.AllowIncomplete, Fresh: created || attempt == attemptDone,
+	})
 	if err != nil {
 		return res, fmt.Errorf("back up %s: %w", req.Machine.Name, err)
 	}
@@ -140,6 +147,9 @@ func Run(ctx context.Context, d Deps, req Request) (res Result, err error) {
 	}
 	if err == nil {
 		err = d.Catalog.Meta.Set(ctx, pendingKey(req.Machine.ID), "")
+	}
+	if err == nil {
+		err = d.Catalog.Meta.Set(ctx, attemptKey(d, req.Machine), attemptDone)
 	}
 	if err != nil {
 		return res, fmt.Errorf("back up %s: recovery point %s is committed, but the catalog could not be written: %w", req.Machine.Name, p.ID, err)
@@ -171,18 +181,39 @@ func checkTime(ctx context.Context, d Deps, req Request, now time.Time) error {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
+// Of a machine's backups to a repository the catalog notes whether the last one
+// was committed: one that was not may have left something in the store, which
+// the next one looks for. Where nothing is noted, that is done as well.
+const (
+	attemptBegun = "begun"
+	attemptDone  = "done"
+)
+
+func attemptKey(d Deps, m catalog.Machine) string {
+	return "backup.attempt." + d.Repository.ID() + "." + m.ID
+}
+
+// noteAttempt notes that a backup begins, and gives what was noted before.
+func noteAttempt(ctx context.Context, d Deps, m catalog.Machine) (before string, err error) {
+	before, err = d.Catalog.Meta.Get(ctx, attemptKey(d, m))
+	if err == nil && before != attemptBegun {
+		err = d.Catalog.Meta.Set(ctx, attemptKey(d, m), attemptBegun)
+	}
+	return before, err
+}
+
 // ensureMachine makes the machine known to the repository, once.
-func ensureMachine(ctx context.Context, d Deps, m catalog.Machine) error {
-	_, err := d.Repository.Points(ctx, m.ID)
+func ensureMachine(ctx context.Context, d Deps, m catalog.Machine) (created bool, err error) {
+	_, err = d.Repository.Points(ctx, m.ID)
 	if errors.Is(err, repository.ErrNotFound) {
 		_, err = d.Repository.CreateMachine(ctx, m.ID, m.Name)
-		return err
+		return err == nil, err
 	}
 	if errors.Is(err, repository.ErrDamaged) {
 		d.Log.Error("machine log has damaged entries", "machine", m.Name, "error", err)
-		return nil // the log's head is known; a new recovery point is worth more than silence
+		return false, nil // the log's head is known; a new recovery point is worth more than silence
 	}
-	return err
+	return false, err
 }
 
 // openAll opens all disks before any is read: the nearest to one instant that

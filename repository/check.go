@@ -20,7 +20,9 @@ import (
 )
 
 // Objects lists every object of the repository in the order of their keys.
+// Copies of wrapped keys that are missing are brought back before.
 func (r *Repository) Objects(ctx context.Context, fn func(store.Info) error) error {
+	r.healHolders(ctx)
 	return r.st.List(ctx, "", fn)
 }
 

@@ -143,14 +143,14 @@ func (r *Repository) machine(ctx context.Context, mid string) (*machine, error) 
 	}
 	key := format.MachineKey(mid)
 	var m *machine
-	raw, err := twin.Get(ctx, r.st, key, func(raw []byte) (err error) {
+	raw, err := r.twins.Get(ctx, key, func(raw []byte) (err error) {
 		m, err = r.parseMachine(raw, key, mid)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	if r.writer != nil {
+	if r.writer != nil && r.twins.Torn(key) {
 		if err := twin.Heal(ctx, r.st, key, raw, r.noteHealed); err != nil {
 			r.log.Warn("machine record has no second copy", "machine", mid, "error", err)
 		}

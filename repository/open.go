@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -71,6 +70,7 @@ type Repository struct {
 	trustMu sync.RWMutex
 
 	mu       sync.Mutex
+	twins    *twin.Survey // of when it was opened
 	machines map[string]*machine
 
 	healedMu sync.Mutex
@@ -99,12 +99,14 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, er
 		r.lock = retainlock.New(st, o.Lock, r.now, r.log)
 		r.st, st = r.lock, r.lock
 	}
-	raw, err := twin.Get(ctx, st, format.ConfigKey, func(raw []byte) error { r.cfg, err = settings.Parse(raw); return err })
+	if r.twins, err = twin.Look(ctx, st); err != nil {
+		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
+	}
+	raw, err := r.twins.Get(ctx, format.ConfigKey, func(raw []byte) error { r.cfg, err = settings.Parse(raw); return err })
 	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
-	st = twin.ListOnce(st)
-	if r.trust, err = trust.Read(ctx, st, r.cfg.ID, trust.Digest(raw), o.TrustRoot); err != nil {
+	if r.trust, err = trust.Read(ctx, st, r.twins, r.cfg.ID, trust.Digest(raw), o.TrustRoot); err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
 	if o.Writer != nil {
@@ -112,26 +114,32 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (_ *Repository, er
 			return nil, fmt.Errorf("open repository %s: writer key %s: %w", st.Location(), o.Writer.ID(), ErrUntrusted)
 		}
 	}
-	if o.Writer != nil {
-		r.heal(ctx, st, raw)
+	dek, err := holder.Unwrap(ctx, st, r.twins, r.cfg.ID, o.Unlock, r.log)
+	if o.Writer != nil { // also where nothing opens: what is missing is missing all the same
+		r.warnTorn(r.twins.Heal(ctx, envelope.CheckFrame, r.noteHealed))
 	}
-	if r.dek, err = holder.Unwrap(ctx, st, r.cfg.ID, o.Unlock, r.log); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", st.Location(), err)
 	}
+	r.dek = dek
 	return r, nil
 }
 
-const maxKeptTwice = 1 << 20
-
-// heal brings back copies that a crash left out or a store lost. It is done by
-// writers only, and what it cannot do stops nobody.
-func (r *Repository) heal(ctx context.Context, st store.Store, cfg []byte) {
-	err := twin.Heal(ctx, st, format.ConfigKey, cfg, r.noteHealed)
-	for _, prefix := range []string{format.HolderPrefix, format.TrustPrefix} { // machines when they are used
-		err = errors.Join(err, twin.HealAll(ctx, st, prefix, maxKeptTwice, envelope.CheckFrame, r.noteHealed))
-	}
+// warnTorn: bringing back copies that a crash left out or a store lost is for
+// writers only, and where they cannot, that stops nobody.
+func (r *Repository) warnTorn(err error) {
 	if err != nil {
 		r.log.Warn("an object that is kept twice has one copy", "error", err)
+	}
+}
+
+const maxHealed = 1 << 12
+
+// healHolders brings back copies of wrapped keys of which nobody needed to know
+// when the repository was opened.
+func (r *Repository) healHolders(ctx context.Context) {
+	if r.writer != nil {
+		r.warnTorn(twin.HealAll(ctx, r.st, format.HolderPrefix, maxHealed, envelope.CheckFrame, r.noteHealed))
 	}
 }
 
@@ -164,6 +172,7 @@ func (r *Repository) readOnly(operation string) error {
 
 // AddHolder wraps the DEK for one more holder.
 func (r *Repository) AddHolder(ctx context.Context, n NewHolder) error {
+	r.healHolders(ctx) // who was killed here tries again
 	if err := holder.Put(ctx, r.st, r.cfg.ID, r.dek, n, r.now()); err != nil {
 		return fmt.Errorf("add holder: %w", err)
 	}

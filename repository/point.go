@@ -20,6 +20,9 @@ import (
 type BeginOptions struct {
 	Full    bool   // store everything anew, whatever the parent has
 	PointID string // "" draws one
+	// Fresh says that no attempt since the newest recovery point was interrupted,
+	// as far as the caller knows: then nobody looks for what it left.
+	Fresh bool
 	// Unread makes a recovery point of a source with bad ranges: they are
 	// recorded as unread. Otherwise a bad range ends the backup.
 	Unread bool
@@ -91,7 +94,11 @@ func (r *Repository) Begin(ctx context.Context, mid string, o BeginOptions) (*Po
 			free = max(free, *rec.Leftovers)
 		}
 	}
-	if w.resume, err = resume.Find(ctx, r.st, m.Keys, free+1, w.birth, r.log); err != nil {
+	from := free + 1
+	if o.Fresh {
+		from = w.birth + 1 // none
+	}
+	if w.resume, err = resume.Find(ctx, r.st, m.Keys, from, w.birth, r.log); err != nil {
 		return nil, err
 	}
 	return w, nil

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository"
 	"github.com/lockstep-backup/lockstep/store"
 	"github.com/lockstep-backup/lockstep/verify"
@@ -245,5 +246,70 @@ func TestMachineRecordLost(t *testing.T) {
 	res, err := verify.Run(t.Context(), verify.Request{Repository: r})
 	if err != nil || len(res.Damage) == 0 {
 		t.Fatalf("verify sees %v, %v", res.Damage, err)
+	}
+}
+
+// TestTrustEntryLostBehindOneCopy: where second copies are missing, later
+// entries are found by their first ones.
+func TestTrustEntryLostBehindOneCopy(t *testing.T) {
+	s := newSample(t, repository.SealingAESGCM)
+	for range 2 {
+		if err := s.repo.PublishKeys(t.Context(), s.custodian, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 3 {
+		key := fmt.Sprintf("copies/trust/%016x", n)
+		if err := s.mem.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.mem.Delete(t.Context(), "trust/0000000000000001"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.openReader(s.mem)
+	var de *repository.DamageError
+	if !errors.As(err, &de) || de.Object != "trust/0000000000000001" {
+		t.Fatalf("a lost trust entry is reported as %v", err)
+	}
+}
+
+// TestHolderWithOneCopy: whichever copies of the wrapped keys are gone, the
+// repository opens, and a writer brings back what it sees or is asked to.
+func TestHolderWithOneCopy(t *testing.T) {
+	s := newSample(t, repository.SealingAESGCM)
+	firsts := allKeys(t, s.mem, "keys/")
+	if len(firsts) == 0 {
+		t.Fatal("no holders")
+	}
+	gone := func(prefix string, keys []string) {
+		t.Helper()
+		for _, key := range keys {
+			if err := s.mem.Delete(t.Context(), prefix+key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, prefix := range []string{"", "copies/"} {
+		gone(prefix, firsts)
+		if _, err := s.openReader(s.mem); err != nil {
+			t.Fatalf("without %skeys/: %v", prefix, err)
+		}
+		r := s.open(t)
+		if healed := r.TakeHealed(); len(healed) != len(firsts) {
+			t.Errorf("without %skeys/: brought back %v of %v", prefix, healed, firsts)
+		}
+	}
+	// One that is not needed for opening comes back when all is looked at.
+	if err := s.repo.AddHolder(t.Context(), repository.NewHolder{Name: "zz", Passphrase: envelope.NewSecret([]byte("one more")), WorkFactor: 10}); err != nil {
+		t.Fatal(err)
+	}
+	gone("copies/", []string{"keys/zz"})
+	r := s.open(t)
+	if err := r.Objects(t.Context(), func(store.Info) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if healed := r.TakeHealed(); len(healed) != 1 || healed[0] != "copies/keys/zz" {
+		t.Errorf("brought back %v", healed)
 	}
 }

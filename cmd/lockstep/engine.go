@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -203,14 +204,27 @@ func (e *engine) rebuild(ctx context.Context, fill func(*catalog.Catalog) error)
 // leftovers is how old a temporary file must be to be nobody's any more.
 const leftovers = 24 * time.Hour
 
-// tidy removes what killed writers left in the store. That it cannot is no
-// reason for not going on.
-func (e *engine) tidy(ctx context.Context, st store.Store) {
-	c, ok := stores.As[stores.Cleaner](st)
+// tidy removes what killed writers left in the store, of a remote one once a
+// day: there it costs a listing. That it cannot is no reason for not going on.
+func (e *engine) tidy(ctx context.Context, st store.Store, c repositoryConfig) {
+	cl, ok := stores.As[stores.Cleaner](st)
 	if !ok {
 		return
 	}
-	if n, err := c.CleanTemp(ctx, leftovers); err != nil {
+	if _, local := localSpec(e.dir.repositoryURL(c)); !local {
+		mark := filepath.Join(e.dir.cache(), c.ID+".tidied")
+		if info, err := os.Stat(mark); err == nil && time.Since(info.ModTime()).Abs() < leftovers {
+			return
+		}
+		err := os.MkdirAll(e.dir.cache(), 0o700)
+		if err == nil {
+			err = os.WriteFile(mark, []byte(time.Now().UTC().Format(time.RFC3339)+"\n"), 0o600)
+		}
+		if err != nil {
+			e.log.Debug("it is not noted that the repository was tidied", "error", err)
+		}
+	}
+	if n, err := cl.CleanTemp(ctx, leftovers); err != nil {
 		e.log.Warn("temporary files could not be removed from the repository", "error", err)
 	} else if n > 0 {
 		e.log.Info("temporary files of killed writers are removed from the repository", "files", n)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/damage"
 	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store"
 )
@@ -129,8 +130,12 @@ func List(ctx context.Context, st store.Store) ([]Holder, error) {
 }
 
 // Read reads a holder by its object key.
-func Read(ctx context.Context, st store.Store, key string) (h Holder, err error) {
-	_, err = twin.Get(ctx, st, key, func(raw []byte) error {
+func Read(ctx context.Context, st store.Store, key string) (Holder, error) {
+	return read(key, func(check func([]byte) error) ([]byte, error) { return twin.Get(ctx, st, key, check) })
+}
+
+func read(key string, get func(check func([]byte) error) ([]byte, error)) (h Holder, err error) {
+	_, err = get(func(raw []byte) error {
 		h = Holder{}
 		body, err := envelope.OpenFrame(raw, format.KindHolder, nil, nil)
 		if err == nil {
@@ -144,13 +149,59 @@ func Read(ctx context.Context, st store.Store, key string) (h Holder, err error)
 	return h, err
 }
 
-// Unwrap opens the DEK with whatever of u fits.
-func Unwrap(ctx context.Context, st store.Store, repo string, u Unlocker, log *slog.Logger) (envelope.Secret, error) {
-	hs, err := List(ctx, st)
-	if len(hs) == 0 && err != nil {
-		return envelope.Secret{}, err
+// Unwrap opens the DEK with whatever of u fits: first with the holders whose
+// second copies the store listed, and where none of them does, or a copy of one
+// is missing, with those that have a first copy alone.
+func Unwrap(ctx context.Context, st store.Store, second *twin.Survey, repo string, u Unlocker, log *slog.Logger) (envelope.Secret, error) {
+	var bad []error
+	readAll := func(keys []string) (hs []Holder, torn bool) {
+		for _, key := range keys {
+			h, err := read(key, func(check func([]byte) error) ([]byte, error) { return second.Get(ctx, key, check) })
+			if err != nil {
+				bad = append(bad, err)
+			} else {
+				hs = append(hs, h)
+			}
+			torn = torn || err != nil || second.Torn(key)
+		}
+		return hs, torn
 	}
-	tried := errors.Join(ErrNoKey, err)
+	keys := second.Keys(format.HolderPrefix)
+	if len(keys) > maxHolders {
+		return envelope.Secret{}, fmt.Errorf("list holders: more than %d: %w", maxHolders, damage.ErrDamaged)
+	}
+	hs, torn := readAll(keys)
+	dek, tried := open(ctx, hs, repo, u, log)
+	if tried == nil && !torn {
+		return dek, nil
+	}
+	var more []string
+	err := twin.List(ctx, st, format.HolderPrefix, maxHolders, func(key string) error {
+		if !second.Has(key) {
+			more = append(more, key)
+		}
+		return nil
+	})
+	if err != nil {
+		bad = append(bad, fmt.Errorf("list holders: %w", err))
+	}
+	others, _ := readAll(more)
+	if tried == nil {
+		return dek, nil
+	}
+	if len(hs)+len(others) == 0 && len(bad) > 0 {
+		return dek, errors.Join(bad...)
+	}
+	dek, again := open(ctx, others, repo, u, log)
+	if again == nil {
+		return dek, nil
+	}
+	return dek, errors.Join(append([]error{ErrNoKey, tried, again}, bad...)...)
+}
+
+// open tries holders one after the other; the error is not nil where none opens.
+func open(ctx context.Context, hs []Holder, repo string, u Unlocker, log *slog.Logger) (envelope.Secret, error) {
+	tried := ErrNoKey
 	for _, h := range hs {
 		var dek envelope.Secret
 		err := errNotTried

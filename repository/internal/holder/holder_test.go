@@ -7,6 +7,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/repository/format"
+	"github.com/lockstep-backup/lockstep/repository/internal/twin"
 	"github.com/lockstep-backup/lockstep/store/memstore"
 )
 
@@ -50,7 +51,11 @@ func FuzzHolder(f *testing.F) {
 		if err == nil && (len(hs) != 1 || hs[0].Name != "recovery") {
 			t.Fatalf("taken: %+v", hs)
 		}
-		got, err := Unwrap(t.Context(), mem, "r", Unlocker{Identities: id}, slog.New(slog.DiscardHandler))
+		second, err := twin.Look(t.Context(), mem)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Unwrap(t.Context(), mem, second, "r", Unlocker{Identities: id}, slog.New(slog.DiscardHandler))
 		if err == nil && !got.Equal(dek) {
 			t.Fatal("another key came out")
 		}

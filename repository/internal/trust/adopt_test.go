@@ -44,7 +44,11 @@ func newSide(t *testing.T, id string) *side {
 
 func (s *side) read(t *testing.T) Log {
 	t.Helper()
-	l, err := Read(t.Context(), s.st, s.id, Digest(nil), "")
+	second, err := twin.Look(t.Context(), s.st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Read(t.Context(), s.st, second, s.id, Digest(nil), "")
 	if err != nil {
 		t.Fatal(err)
 	}

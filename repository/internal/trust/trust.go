@@ -110,16 +110,17 @@ func sign(e entry, k envelope.SigningKey) ([]byte, error) {
 	return envelope.SealFrame(format.KindTrust, nil, nil, signed)
 }
 
-// Read reads and checks the whole log. pinned is the digest that entry 0 must
-// have, empty where nobody pinned it.
-func Read(ctx context.Context, st store.Store, repo, cfg, pinned string) (t Log, err error) {
+// Read reads and checks the whole log. second is what the store listed just
+// before; pinned is the digest that entry 0 must have, empty where nobody
+// pinned it.
+func Read(ctx context.Context, st store.Store, second *twin.Survey, repo, cfg, pinned string) (t Log, err error) {
 	previous := ""
 	t.cfg = cfg
 	for n := int64(0); ; n++ {
 		key := format.TrustKey(n)
-		raw, err := twin.Get(ctx, st, key, func(raw []byte) error { return envelope.CheckFrame(raw) })
+		raw, err := second.Get(ctx, key, envelope.CheckFrame)
 		if errors.Is(err, damage.ErrNotFound) && n > 0 {
-			return t, nothingBehind(ctx, st, n)
+			return t, nothingBehind(ctx, st, second, n)
 		}
 		if err != nil {
 			return t, fmt.Errorf("read trust log: %w", err)
@@ -148,19 +149,40 @@ const (
 
 // Again reads the log as it is now; somebody may have added to it.
 func (t Log) Again(ctx context.Context, st store.Store, repo string) (Log, error) {
-	return Read(ctx, st, repo, t.cfg, t.Root)
+	second, err := twin.Look(ctx, st)
+	if err != nil {
+		return t, fmt.Errorf("read trust log: %w", err)
+	}
+	return Read(ctx, st, second, repo, t.cfg, t.Root)
 }
 
 // nothingBehind: keys that later entries add or revoke must not go unnoticed
-// because an entry between is lost.
-func nothingBehind(ctx context.Context, st store.Store, n int64) error {
-	end := n
-	err := twin.List(ctx, st, format.TrustPrefix, maxEntries, func(key string) error {
+// because an entry between is lost. The second copies show it, where those of
+// the entries that were read are all there; else the first copies are listed too.
+func nothingBehind(ctx context.Context, st store.Store, second *twin.Survey, n int64) error {
+	end, listed := n, 0
+	see := func(key string) {
 		if m, err := format.ParseNumber(key[len(format.TrustPrefix):]); err == nil {
 			end = max(end, m)
 		}
-		return nil
-	})
+	}
+	for _, key := range second.Keys(format.TrustPrefix) {
+		see(key)
+	}
+	whole := true
+	for i := int64(0); whole && i < n; i++ {
+		whole = second.Has(format.TrustKey(i))
+	}
+	var err error
+	if !whole && end == n {
+		err = st.List(ctx, format.TrustPrefix, func(i store.Info) error {
+			if listed++; listed > maxEntries {
+				return fmt.Errorf("more than %d entries: %w", maxEntries, damage.ErrDamaged)
+			}
+			see(i.Key)
+			return nil
+		})
+	}
 	if err == nil && end > n {
 		// Entry n may have come between the reading and the listing, and more behind it.
 		if _, err = twin.Get(ctx, st, format.TrustKey(n), envelope.CheckFrame); errors.Is(err, damage.ErrNotFound) {

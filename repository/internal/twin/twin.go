@@ -86,18 +86,24 @@ func HealAll(ctx context.Context, st store.Store, prefix string, most int, check
 // Get reads the object; where check refuses the first copy, or it is gone, the
 // second. damage.ErrNotFound: there is neither.
 func Get(ctx context.Context, st store.Store, key string, check func([]byte) error) ([]byte, error) {
-	first, err := get(ctx, st, key, check)
-	if err == nil || ctx.Err() != nil {
-		return first, err
+	raw, _, err := getPair(ctx, st, key, check)
+	return raw, err
+}
+
+// getPair is Get; first says what was wrong with the first copy.
+func getPair(ctx context.Context, st store.Store, key string, check func([]byte) error) (raw []byte, first, err error) {
+	raw, first = get(ctx, st, key, check)
+	if first == nil || ctx.Err() != nil {
+		return raw, first, first
 	}
-	second, err2 := get(ctx, st, Prefix+key, check)
-	if err2 == nil {
-		return second, nil
+	second, err := get(ctx, st, Prefix+key, check)
+	if err == nil {
+		return second, first, nil
 	}
-	if errors.Is(err, damage.ErrNotFound) && !errors.Is(err2, damage.ErrNotFound) {
-		return nil, err2
+	if errors.Is(first, damage.ErrNotFound) && !errors.Is(err, damage.ErrNotFound) {
+		return nil, first, err
 	}
-	return nil, err
+	return nil, first, first
 }
 
 func get(ctx context.Context, st store.Store, at string, check func([]byte) error) ([]byte, error) {
