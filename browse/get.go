@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -54,6 +56,8 @@ func (f *FS) Get(ctx context.Context, to *os.Root, name string, o GetOptions) (*
 			return ctx.Err()
 		case errors.As(err, &unread):
 			g.problem(unread)
+		case n.Path != prefix && g.only(err):
+			g.problem(Problem{n.Path, err})
 		default:
 			return fmt.Errorf("write %s: %w", local, err)
 		}
@@ -91,9 +95,28 @@ func (g *getting) problem(p Problem) {
 	g.report.Problems = append(g.report.Problems, p)
 }
 
+// only says whether an error of this machine is about one file, which does not
+// keep the others from being written: it cannot have such a name or such a
+// link, or two files want one name, as where case does not count.
+func (g *getting) only(err error) bool {
+	if errors.Is(err, fs.ErrExist) {
+		// What was there before is a refusal. Without Force the folder on top is new: nothing was in it.
+		return !g.o.Force
+	}
+	for _, e := range []error{syscall.ENAMETOOLONG, syscall.EINVAL, syscall.EILSEQ, syscall.ENOENT, syscall.EFBIG} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
 // put writes one file. A Problem is what keeps it from being read; any other
 // error is of this machine.
 func (g *getting) put(ctx context.Context, n Node, local string) error {
+	if _, err := filepath.Localize(local); err != nil {
+		return Problem{n.Path, errors.New("this system cannot have such a name")}
+	}
 	switch n.Info.Type {
 	case Dir:
 		err := g.to.Mkdir(local, 0o700)
