@@ -156,7 +156,7 @@ func (i *initialiser) unmake() {
 func (i *initialiser) decide(ctx context.Context) error {
 	location, err := repositoryLocation(ctx, i.options.Repository)
 	if err != nil {
-		return err
+		return stores.Refusal("init", err)
 	}
 	want := plan{
 		Repository: location, Unsealed: i.options.Unsealed, PassphraseFile: i.options.PassphraseFile,

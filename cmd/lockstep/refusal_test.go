@@ -147,3 +147,34 @@ func TestReplacedDiskIsLoud(t *testing.T) {
 		t.Errorf("jobs: %+v", jobs)
 	}
 }
+
+// A location that names no store is wrong usage, with a word on what is right;
+// nothing is left behind.
+func TestLocationsThatNameNoStore(t *testing.T) {
+	w := newWorld(t)
+	made := newWorld(t)
+	made.ok("", "init", "--kit", made.path("kit.txt"))
+	for _, location := range []string{"ftp://host/x", "s3://", "s3://bucket?nonsense=1", "gs://", "azblob://account", "s3://b/%zz"} {
+		for _, k := range []struct {
+			w    *world
+			args []string
+		}{
+			{w, []string{"init", "--kit", w.path("kit.txt"), "--repository", location}},
+			{made, []string{"repository", "add", "offsite", location, "--kit", made.path("offsite.txt")}},
+			{made, []string{"repository", "check-store", location}},
+		} {
+			_, stderr := k.w.want(api.ExitUsage, "", k.args...)
+			if !strings.Contains(stderr, "hint: ") {
+				t.Errorf("%s says no hint: %s", strings.Join(k.args, " "), stderr)
+			}
+		}
+	}
+	for _, path := range []string{w.path("kit.txt"), made.path("offsite.txt")} {
+		if _, err := os.Lstat(path); !os.IsNotExist(err) {
+			t.Errorf("%s is there: %v", path, err)
+		}
+	}
+	if list := asked[[]api.Repository](made, 0, "", "repository", "list"); len(list) != 1 {
+		t.Errorf("%+v", list)
+	}
+}

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"net/http"
 
-	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/cli"
 	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
 	"github.com/lockstep-backup/lockstep/store/remote"
@@ -16,13 +14,8 @@ import (
 // Check tries a store without a data directory.
 func Check(ctx context.Context, o cli.StoreCheckOptions) (r cli.StoreCheckResult, err error) {
 	st, err := stores.Open(ctx, o.URL, stores.Options{})
-	if errors.Is(err, remote.ErrLocation) || errors.Is(err, stores.ErrScheme) {
-		wrong := &api.Error{Status: http.StatusUnprocessableEntity, Title: "wrong usage", Exit: api.ExitUsage, Detail: "repository check-store: " + err.Error()}
-		var hinted interface{ Hint() string }
-		if errors.As(err, &hinted) {
-			wrong.Hint = hinted.Hint()
-		}
-		return r, wrong
+	if refused := stores.Refusal("repository check-store", err); refused != err {
+		return r, refused
 	}
 	if errors.Is(err, fs.ErrNotExist) && !stores.IsRemote(o.URL) {
 		return r, cli.WithHint(err, "make the folder first: what is checked is a folder that is there")

@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/lockstep-backup/lockstep/api"
+	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/store"
 	"github.com/lockstep-backup/lockstep/store/azureblob"
 	"github.com/lockstep-backup/lockstep/store/gcs"
@@ -26,6 +29,22 @@ type Store interface {
 	store.Store
 	io.Closer
 }
+
+// Refusal makes wrong usage of an error that says that a location names no
+// store; others stay what they are. op begins the text.
+func Refusal(op string, err error) error {
+	if !errors.Is(err, remote.ErrLocation) && !errors.Is(err, ErrScheme) && !errors.Is(err, disk.ErrNotLocal) {
+		return err
+	}
+	p := &api.Error{Status: http.StatusUnprocessableEntity, Title: "wrong usage", Exit: api.ExitUsage, Detail: op + ": " + err.Error(), Hint: forms}
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) {
+		p.Hint = hinted.Hint()
+	}
+	return p
+}
+
+const forms = "a path, file:///…, s3://…, azblob://… and gs://… name a store: docs/stores.md"
 
 // Options say what a store is opened for.
 type Options struct {
@@ -91,7 +110,7 @@ func openRemote(ctx context.Context, location string, o Options) (Store, error) 
 	case gcs.Scheme:
 		return typed(gcs.Open(ctx, location, gcs.Options{Log: o.Log}))
 	}
-	return nil, remote.WithHint(fmt.Errorf("open store: %.20q: %w", scheme, ErrScheme), "a path, file:///…, s3://…, azblob://… and gs://… are: docs/stores.md")
+	return nil, remote.WithHint(fmt.Errorf("open store: %.20q: %w", scheme, ErrScheme), forms)
 }
 
 // typed keeps a nil pointer out of the interface.
