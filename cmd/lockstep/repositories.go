@@ -18,6 +18,7 @@ import (
 	"github.com/lockstep-backup/lockstep/api"
 	"github.com/lockstep-backup/lockstep/catalog"
 	"github.com/lockstep-backup/lockstep/cli"
+	"github.com/lockstep-backup/lockstep/cmd/internal/stores"
 	"github.com/lockstep-backup/lockstep/envelope"
 	"github.com/lockstep-backup/lockstep/kit"
 	"github.com/lockstep-backup/lockstep/limit"
@@ -112,7 +113,7 @@ func (e *engine) openOne(ctx context.Context, c repositoryConfig, primary bool) 
 		}
 		o.store, o.writer = st, options.Writer
 		if options.Writer != nil {
-			e.tidy(ctx, st, c)
+			e.tidy(ctx, st)
 		}
 		return repo, nil
 	})
@@ -209,7 +210,7 @@ func (p places) Add(ctx context.Context, n server.NewPlace) (server.AddedPlace, 
 	}
 	location, err := repositoryLocation(ctx, n.URL)
 	if err != nil {
-		return added, err
+		return added, stores.Refusal("add repository", err)
 	}
 	for _, c := range e.repositoryConfigs() {
 		if c.name() == n.Name || e.dir.repositoryURL(c) == location {
