@@ -207,6 +207,11 @@ func useText(v rescue.Volume, kind diskcrypt.Kind, file string) string {
 	switch {
 	case v.Type == diskcrypt.TypeBitLocker && kind == diskcrypt.KindStartupKey:
 		return fmt.Sprintf("cryptsetup open --type bitlk --key-file %s %s %s", file, device, name)
+	case v.Type == diskcrypt.TypeBitLocker && kind == diskcrypt.KindVolumeKey:
+		return fmt.Sprintf("cryptsetup open --type bitlk --volume-key-file %s %s %s", file, device, name)
+	case v.Type == diskcrypt.TypeBitLocker && kind == diskcrypt.KindVolumeMasterKey:
+		// cryptsetup takes none.
+		return fmt.Sprintf("dislocker-file -V %s -K %s -- %s.img", device, file, name)
 	case v.Type == diskcrypt.TypeBitLocker:
 		return fmt.Sprintf("cryptsetup open --type bitlk %s %s < %s", device, name, file)
 	case v.Type != diskcrypt.TypeLUKS1 && v.Type != diskcrypt.TypeLUKS2:

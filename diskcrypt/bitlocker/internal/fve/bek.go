@@ -10,7 +10,6 @@ type KeyFile struct {
 }
 
 const (
-	roleKey       = 1 // of the key in a .BEK file
 	keyFileHeader = 48
 	maxKeyFile    = 64 << 10
 )
@@ -67,7 +66,7 @@ func FormatKeyFile(k KeyFile) []byte {
 	for _, c := range []byte(name) {
 		b = append(b, c, 0)
 	}
-	datum(datumHeader+4+len(k.Key), roleKey, TypeKey)
+	datum(datumHeader+4+len(k.Key), RoleProperty, TypeKey)
 	b = le.AppendUint16(b, AlgExternalKey)
 	b = le.AppendUint16(b, 0)
 	return append(b, k.Key...)
