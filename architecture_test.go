@@ -90,7 +90,8 @@ var imports = []struct {
 }{
 	{"filippo.io/age", []string{"envelope"}, "sealing to recipients has one place, with its limits and its errors"},
 	{"github.com/zeebo/blake3", []string{"repository"}, "the digest is part of the repository format"},
-	{"github.com/klauspost/compress", []string{"repository"}, "compression is part of the repository format"},
+	{"github.com/klauspost/compress", []string{"repository", "browse"}, "compression is part of the repository format, and of btrfs"},
+	{"github.com/cespare/xxhash/v2", []string{"browse"}, "a checksum of btrfs"},
 	{"modernc.org/sqlite", []string{"catalog/sqlite"}, "database drivers appear in adapters only"},
 	{"github.com/pressly/goose/v3", []string{"catalog/sqlite"}, "migrations belong to the database adapter"},
 	{"github.com/danielgtaylor/huma/v2", []string{"server"}, "the wire types in api/ know no framework"},

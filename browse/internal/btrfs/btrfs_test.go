@@ -25,11 +25,12 @@ func (s sparse) ReadAt(p []byte, off int64) (int, error) {
 	if off >= s.size {
 		return 0, io.EOF
 	}
-	for i := range p {
-		p[i] = 0
-		if b, at := s.blocks[(off+int64(i))/blockSize], (off+int64(i))%blockSize; at < int64(len(b)) {
-			p[i] = b[at]
-		}
+	clear(p)
+	for done := 0; done < len(p); {
+		b, at := s.blocks[(off+int64(done))/blockSize], int((off+int64(done))%blockSize)
+		n := min(len(p)-done, blockSize-at)
+		copy(p[done:done+n], b[min(at, len(b)):])
+		done += n
 	}
 	return len(p), nil
 }
@@ -37,7 +38,7 @@ func (s sparse) ReadAt(p []byte, off int64) (int, error) {
 // pack writes an image as the numbers of its blocks that are not zero, and these.
 func pack(image []byte) (out []byte) {
 	for n := 0; (n+1)*blockSize <= len(image); n++ {
-		if b := image[n*blockSize : (n+1)*blockSize]; bytes.ContainsFunc(b, func(r rune) bool { return r != 0 }) {
+		if b := image[n*blockSize : (n+1)*blockSize]; !bytes.Equal(b, make([]byte, blockSize)) {
 			out = append(binary.LittleEndian.AppendUint32(out, uint32(n)), b...)
 		}
 	}

@@ -29,7 +29,7 @@ func Commands(r *shell.Run) []*cobra.Command {
 const about = `
 PATH begins at the root of the file system in VOLUME; 'lockstep point show' names
 disks and volumes, logical ones and those inside encrypted ones among them.
-ext2/3/4, XFS, NTFS, FAT and exFAT are read in user space, without a mount. What
+ext2/3/4, XFS, btrfs, NTFS, FAT and exFAT are read in user space, without a mount. What
 of a journal is applied, and what is not, is said on standard error.
 Encrypted volumes are opened by secrets from custody with --reason, each release
 being in the audit log, or from --secret-file.
