@@ -8,6 +8,7 @@ import (
 )
 
 func TestExtAsTheKernelSeesIt(t *testing.T) {
+	t.Parallel()
 	for _, k := range []struct {
 		name, mkfs string
 		args       []string
@@ -22,12 +23,13 @@ func TestExtAsTheKernelSeesIt(t *testing.T) {
 		{"ext2", "mkfs.ext2", []string{"-b", "1024", "-I", "128"}, func(a *abilities) { a.xattrs = false }},
 	} {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			a := all
 			if k.change != nil {
 				k.change(&a)
 			}
 			if k.args != nil {
-				a.files = 800
+				a.files = 500
 			}
 			img := image(t, 512<<20, k.mkfs, append([]string{"-q", "-F", "-L", "browse"}, k.args...)...)
 			dir, unmount := mounted(t, img, "", "ext4", "")
@@ -46,6 +48,7 @@ func TestExtAsTheKernelSeesIt(t *testing.T) {
 
 // An image of a mounted file system, as a snapshot of a running machine is.
 func TestExtJournalIsApplied(t *testing.T) {
+	t.Parallel()
 	for _, k := range []struct {
 		name, mkfs, options string
 		args                []string
@@ -56,6 +59,7 @@ func TestExtJournalIsApplied(t *testing.T) {
 		{"ext3", "mkfs.ext3", "commit=1000", nil},
 	} {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			img := image(t, 256<<20, k.mkfs, append([]string{"-q", "-F", "-J", "size=16"}, k.args...)...)
 			dir, unmount := mounted(t, img, "", "ext4", k.options)
 			a := all

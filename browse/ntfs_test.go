@@ -14,6 +14,7 @@ import (
 )
 
 func TestNTFSAsNTFS3GSeesIt(t *testing.T) {
+	t.Parallel()
 	for _, k := range []struct {
 		name, options string
 		args          []string
@@ -23,11 +24,12 @@ func TestNTFSAsNTFS3GSeesIt(t *testing.T) {
 		{"compressed", "compression", []string{"-C"}},
 	} {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			img := image(t, 256<<20, "mkntfs", append([]string{"-q", "-F", "-f", "-L", "browse"}, k.args...)...)
 			options := strings.Trim("big_writes,"+k.options, ",")
 			dir, unmount := mounted(t, img, "ntfs-3g", "ntfs", options)
 			a := all
-			a.files = 1500
+			a.files = 1000
 			if k.args != nil {
 				a.files = 500
 			}

@@ -15,6 +15,7 @@ import (
 )
 
 func TestXFSAsTheKernelSeesIt(t *testing.T) {
+	t.Parallel()
 	for _, k := range []struct {
 		name string
 		args []string
@@ -24,9 +25,10 @@ func TestXFSAsTheKernelSeesIt(t *testing.T) {
 		{"1 KiB blocks", []string{"-b", "size=1024"}},
 	} {
 		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
 			a := all
 			if k.args != nil {
-				a.files = 800
+				a.files = 500
 			}
 			if k.args == nil {
 				a.newest = time.Time{}
@@ -50,6 +52,7 @@ func TestXFSAsTheKernelSeesIt(t *testing.T) {
 }
 
 func TestXFSDirtyLogIsReported(t *testing.T) {
+	t.Parallel()
 	img := image(t, 320<<20, "mkfs.xfs", "-q")
 	dir, unmount := mounted(t, img, "", "xfs", "")
 	a := all
@@ -68,6 +71,7 @@ func TestXFSDirtyLogIsReported(t *testing.T) {
 
 // Version 4, which kernels leave behind, is filled by mkfs from a list.
 func TestXFSVersion4AsItWasFilled(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	var proto strings.Builder
 	proto.WriteString("nothing\n0 0\nd--755 7 8\n")
