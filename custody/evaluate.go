@@ -163,6 +163,12 @@ func (f PointFacts) volume(vol VolumeFacts) VolumeState {
 		s.State, s.Why = f.unopened(vol)
 		s.Why = append(s.Why, lost...)
 	}
+	if vol.Volume.Undecidable != "" {
+		if s.State == Proven {
+			s.State = AtRisk
+		}
+		s.Why = append(s.Why, "it opens, and most of it cannot be read: "+vol.Volume.Undecidable)
+	}
 	if vol.Volume.SelfOpening != "" {
 		s.Why = append(s.Why, "self-opening: "+vol.Volume.SelfOpening)
 	}

@@ -76,6 +76,9 @@ type Volume struct {
 
 	// Unsupported names why the volume cannot be opened by us (cipher, requirement), "" if it can.
 	Unsupported string `json:"unsupported,omitempty"`
+	// Undecidable says why most of the volume cannot be read although it opens,
+	// "" if it can: how far a conversion got is lost.
+	Undecidable string `json:"undecidable,omitempty"`
 	// Conversion names an encryption, decryption or re-encryption in progress, "" if none.
 	Conversion string `json:"conversion,omitempty"`
 	// SelfOpening says what on the volume itself opens it (null cipher, clear key), "" if nothing.

@@ -127,8 +127,12 @@ func (w *walker) tryKeys(d Device, v diskcrypt.Volume, f diskcrypt.Format, p dis
 		return opened{}, false
 	}
 	if v.SelfOpening != "" {
-		if out, ok := try(Key{Kind: diskcrypt.KindPassphrase, Secret: envelope.NewSecret(nil)}); ok {
-			return out, nil
+		// A null cipher wants an empty passphrase, a clear key nothing at all. What
+		// comes of them is not told: nobody gave them.
+		for _, kind := range []diskcrypt.Kind{diskcrypt.KindNone, diskcrypt.KindPassphrase} {
+			if out, ok := try(Key{Kind: kind, Secret: envelope.NewSecret(nil)}); ok {
+				return out, nil
+			}
 		}
 		wrong, failed = nil, nil
 	}

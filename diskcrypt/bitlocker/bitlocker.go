@@ -88,6 +88,9 @@ func (m *metadata) describe() *diskcrypt.Volume {
 	if b.State == fve.StateDecrypted {
 		v.SelfOpening = "decrypted: BitLocker's metadata are still there, the data are plain"
 	}
+	if m.eowFailed != nil && b.State != fve.StateDecrypted {
+		v.Undecidable = fmt.Sprintf("nobody can tell which parts of it are encrypted: %v; only the boot area is given out", m.eowFailed)
+	}
 	if v.SelfOpening == "" && !portable {
 		v.Warnings = append(v.Warnings, noPortable(v.Protectors))
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lockstep-backup/lockstep/diskcrypt"
@@ -237,6 +239,22 @@ func (s conversionState) mixed(t *testing.T, c conversionCase, h halfway, before
 
 func startConversion(t *testing.T, c conversionCase) conversionState {
 	t.Helper()
+	const most = 20 // on a busy machine cryptsetup is often done before it is looked at
+	said := ""
+	for range most {
+		s, out := tryConversion(t, c)
+		if out == "" {
+			return s
+		}
+		said = out
+	}
+	t.Fatalf("cryptsetup was done before it could be killed, %d times: %s", most, said)
+	return conversionState{}
+}
+
+// tryConversion is one try: said is what cryptsetup said where it came to its end.
+func tryConversion(t *testing.T, c conversionCase) (state conversionState, said string) {
+	t.Helper()
 	size := int64(24 << 20)
 	if c.name == "encryption, data shift" {
 		size = 48 << 20 // cryptsetup takes steps of 16 MiB
@@ -295,19 +313,31 @@ func startConversion(t *testing.T, c conversionCase) conversionState {
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
-	for {
+	sound := func() bool {
 		h, ok := readHalfway(s.head)
-		if ok && h.resilience() == c.resilience && c.at(h) {
-			_ = cmd.Process.Kill()
-			<-done
-			if h, ok = readHalfway(s.head); !ok || !c.at(h) {
-				t.Skipf("cryptsetup was between two steps when it was killed")
+		if !ok || h.resilience() != c.resilience || !c.at(h) {
+			return false
+		}
+		v, err := (luks.Format{}).Inspect(context.Background(), s.place(t))
+		return err == nil && v.Conversion != ""
+	}
+	for {
+		if sound() {
+			// What was seen may be gone already: it is stopped, looked at again, and only then killed.
+			_ = cmd.Process.Signal(syscall.SIGSTOP)
+			if sound() {
+				_ = cmd.Process.Kill()
+				<-done
+				if sound() { // it was not about to write
+					return s, ""
+				}
+				return s, "it went on after it was seen"
 			}
-			return s
+			_ = cmd.Process.Signal(syscall.SIGCONT)
 		}
 		select {
 		case err := <-done:
-			t.Fatalf("cryptsetup was done before it could be killed: %v: %s (%+v)", err, out.String(), h)
+			return s, fmt.Sprintf("done: %v: %s", err, out.String())
 		default:
 		}
 	}

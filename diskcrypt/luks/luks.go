@@ -136,7 +136,7 @@ func (v *volume) describe() *diskcrypt.Volume {
 			out.Warnings = append(out.Warnings, "the data segment has no digest: no key can be recognised as its key")
 		}
 	}
-	out.Conversion = v.conversion()
+	out.Conversion, out.Undecidable = v.conversion(), v.undecided()
 	out.Unsupported = v.unsupported()
 	out.SelfOpening = v.selfOpening()
 	return out

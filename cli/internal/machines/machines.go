@@ -74,7 +74,7 @@ is detached names it with ,header=FILE.
 				a.WarnAll(d.Warnings)
 				for _, v := range liveVolumes(d.Live) {
 					if v.NotNeeded == "" && v.SelfOpening == "" && len(show.Openers(v)) == 0 && len(v.Protectors) > 0 {
-						a.Sayf("next: lockstep secret add %s --kind passphrase --file -", screen.CleanLine(d.Name))
+						a.Sayf("next: lockstep secret add %s --kind %s --file -", screen.CleanLine(d.Name), kindFor(v))
 						break
 					}
 				}
@@ -291,4 +291,17 @@ func liveVolumes(disks []api.DiskView) []api.Volume {
 		out = append(out, d.Volumes...)
 	}
 	return out
+}
+
+// kindFor is the kind of secret that a volume is likeliest to be opened by.
+func kindFor(v api.Volume) string {
+	if v.Type == "veracrypt" {
+		return "veracrypt"
+	}
+	for _, p := range v.Protectors {
+		if p.Kind == "recovery-password" {
+			return p.Kind
+		}
+	}
+	return "passphrase"
 }

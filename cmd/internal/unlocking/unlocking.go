@@ -84,7 +84,7 @@ func Refusal(point string, volumes []unlock.Locked, texts []string) error {
 	}
 	for _, l := range volumes {
 		if errors.Is(l.Why, diskcrypt.ErrWrongSecret) || errors.Is(l.Why, unlock.ErrNoKey) {
-			p.Exit, p.Hint = api.ExitWrongSecret, "--secret-file VOLUME=FILE gives a secret; 'lockstep secret add' takes one into custody"
+			p.Exit, p.Hint = api.ExitWrongSecret, "--reason TEXT takes secrets from custody, --secret-file VOLUME=FILE gives one; 'lockstep secret add' takes one into custody"
 		}
 	}
 	return p
