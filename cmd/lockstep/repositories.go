@@ -113,7 +113,7 @@ func (e *engine) openOne(ctx context.Context, c repositoryConfig, primary bool) 
 		}
 		o.store, o.writer = st, options.Writer
 		if options.Writer != nil {
-			e.tidy(ctx, st)
+			e.tidy(ctx, st, c)
 		}
 		return repo, nil
 	})
