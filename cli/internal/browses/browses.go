@@ -27,8 +27,9 @@ func Commands(r *shell.Run) []*cobra.Command {
 
 // about is what all of them say.
 const about = `
-PATH begins at the root of the file system in VOLUME; 'lockstep point show' names
-disks and volumes, logical ones and those inside encrypted ones among them.
+PATH begins at the root of the file system in VOLUME: a partition (p2), the whole
+disk (disk), or a logical volume (vg-lv), inside an encrypted volume too; a wrong
+name is answered with those that are there. 'lockstep drill' lists them as well.
 ext2/3/4, XFS, btrfs, NTFS, FAT and exFAT are read in user space, without a mount. What
 of a journal is applied, and what is not, is said on standard error.
 Encrypted volumes are opened by secrets from custody with --reason, each release

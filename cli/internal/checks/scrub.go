@@ -74,7 +74,7 @@ func (a group) printScrubbed(w io.Writer, r api.ScrubResult) {
 		}
 		switch {
 		case r.Oldest != nil:
-			f.Add("oldest", "not read since "+screen.Stamp(*r.Oldest))
+			f.Add("oldest", "last read "+screen.Stamp(*r.Oldest))
 		case r.Never:
 			f.Add("oldest", "never read")
 		}
