@@ -164,7 +164,7 @@ func (f PointFacts) volume(vol VolumeFacts) VolumeState {
 		s.Why = append(s.Why, lost...)
 	}
 	if vol.Volume.Undecidable != "" {
-		if s.State == Proven {
+		if s.State == Proven || s.State == Plain {
 			s.State = AtRisk
 		}
 		s.Why = append(s.Why, "it opens, and most of it cannot be read: "+vol.Volume.Undecidable)

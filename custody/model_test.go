@@ -103,6 +103,8 @@ func TestEvaluate(t *testing.T) {
 		{"opaque and proven", PointFacts{Versions: active, Volumes: []VolumeFacts{edit(opaque, func(v *VolumeFacts) { v.Proofs = proven.Proofs })}}, Proven, ""},
 		{"not needed", PointFacts{Versions: active, Volumes: []VolumeFacts{notNeeded(lost)}}, Plain, "random-key swap"},
 		{"not needed beside proven", PointFacts{Versions: active, Volumes: []VolumeFacts{notNeeded(lost), proven}}, Proven, "random-key swap"},
+		{"opens, and cannot be read", PointFacts{Versions: active, Volumes: []VolumeFacts{edit(proven, func(v *VolumeFacts) { v.Volume.Undecidable = "how far a conversion got is lost" })}}, AtRisk, "cannot be read"},
+		{"opens itself, and cannot be read", PointFacts{Versions: active, Volumes: []VolumeFacts{edit(suspended, func(v *VolumeFacts) { v.Volume.Undecidable = "how far a conversion got is lost" })}}, AtRisk, "cannot be read"},
 		{"self-opening", PointFacts{Versions: active, Volumes: []VolumeFacts{edit(orphan, func(v *VolumeFacts) { v.Volume.SelfOpening = "null cipher" })}}, Plain, "null cipher"},
 		{"conversion is said", PointFacts{Versions: active, Volumes: []VolumeFacts{edit(untried, func(v *VolumeFacts) { v.Volume.Conversion = "re-encryption, 40 %" })}}, Unproven, "40 %"},
 		{"the better of two proofs", PointFacts{Versions: versions(keymanager.Disabled, keymanager.Active), Volumes: []VolumeFacts{
