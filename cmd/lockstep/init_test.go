@@ -175,7 +175,7 @@ func TestInitRefuses(t *testing.T) {
 			o.ok("", "init", "--kit", o.path("kit.txt"))
 			return []string{"--repository", filepath.Join(o.data, "repository")}
 		}, 7, "repository"},
-		"another kind of store": {func(*world) []string { return []string{"--repository", "ftp://bucket"} }, 1, "not available"},
+		"another kind of store": {func(*world) []string { return []string{"--repository", "ftp://bucket"} }, 2, "not available"},
 		"a bad recipient":       {func(*world) []string { return []string{"--recipient", "age1nonsense"} }, 2, "recipient"},
 		"what is left of a data directory": {func(w *world) []string {
 			if err := os.MkdirAll(dataDir(w.data).keys(), 0o700); err != nil {
