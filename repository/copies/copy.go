@@ -388,6 +388,10 @@ func (c *copying) readBack(ctx context.Context, plan transfer.Plan, p machinelog
 		}
 	}
 	if _, err := manifest(ctx, c.dst, c.mid, mf.Point); err != nil {
+		if deleted, derr := c.dst.Deleted(ctx, c.mid); derr == nil && deleted[mf.Point] {
+			c.res.Deleted++ // by somebody, since it was committed
+			return nil
+		}
 		return fmt.Errorf("read back: %w", err)
 	}
 	c.res.Points = append(c.res.Points, mf.Point)
