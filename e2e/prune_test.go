@@ -235,16 +235,16 @@ func TestPruneStory(t *testing.T) {
 		}
 	}
 
-	// Without the catalog, pins, tags and legal holds come back from the
-	// repository; the policy does not, and until it is set everything is kept.
+	// Without the catalog, pins, tags, legal holds and the policy come back from
+	// the repository, and nothing more is pruned than before.
 	w.Env.Repo = w.OpenRepo()
 	w.Env.Deps.Repo = w.Env.Repo
 	w.run(0, "catalog", "rebuild")
-	if v := answered[api.PolicyView](w, 0, "policy", "show", "web01"); v.Origin != api.PolicyNone {
+	if v := answered[api.PolicyView](w, 0, "policy", "show", "web01"); v.Origin != api.PolicyOwn || v.Policy.Retention.Daily != 7 || v.Policy.Retention.Within != "12h" {
 		t.Errorf("policy after the rebuild: %+v", v)
 	}
 	if m := answered[api.PruneResult](w, 0, "prune", "web01").Machines[0]; m.Deleted != 0 {
-		t.Errorf("pruned without a policy: %+v", m)
+		t.Errorf("pruned by a policy that came back: %+v", m)
 	}
 	out, _ = w.run(0, "point", "show", ids[3])
 	if !strings.Contains(out, "before the move (by uid:0") {
@@ -262,6 +262,7 @@ func TestPruneStory(t *testing.T) {
 	w.run(4, "point", "unpin", ids[3])
 	w.run(0, "point", "untag", ids[5], "release")
 	w.run(0, "point", "unhold", ids[7], "--case", "CASE-12", "--reason", "closed")
+	w.run(0, "policy", "unset", "web01")
 	w.run(0, "policy", "set", "web01", "--keep-last", "2")
 	w.Clock = w.Clock.AddDate(0, 3, 0)
 	_, refused := w.run(4, "prune", "web01")
