@@ -182,7 +182,7 @@ func (r *Rescue) headers(ctx context.Context, p *Point, v Volume) (out []headerS
 			out = append(out, headerSource{from, diskcrypt.Place{Data: data, Size: v.Size(), Header: header, HeadSize: size, Declared: v.Declared}})
 			return
 		}
-		out = append(out, headerSource{from, diskcrypt.Place{Data: overlay{data, ranges, header}, Size: v.Size(), Declared: v.Declared}})
+		out = append(out, headerSource{from, diskcrypt.Place{Data: disk.Overlay{Below: data, Ranges: ranges, Top: header}, Size: v.Size(), Declared: v.Declared}})
 	}
 	if !v.Detached {
 		out = append(out, headerSource{fromDisk, diskcrypt.Place{Data: data, Size: v.Size(), Declared: v.Declared}})
@@ -290,39 +290,6 @@ func (s stored) ReadAt(p []byte, off int64) (int, error) {
 type failing struct{ err error }
 
 func (f failing) ReadAt([]byte, int64) (int, error) { return 0, f.err }
-
-// overlay reads ranges, ascending, from top and the rest from below.
-type overlay struct {
-	below  io.ReaderAt
-	ranges []disk.Range
-	top    io.ReaderAt
-}
-
-func (o overlay) ReadAt(p []byte, off int64) (n int, err error) {
-	for n < len(p) {
-		at, want := off+int64(n), int64(len(p)-n)
-		from := o.below
-		for _, g := range o.ranges {
-			if at >= g.Offset && at < g.End() {
-				from, want = o.top, min(want, g.End()-at)
-				break
-			}
-			if g.Offset > at {
-				want = min(want, g.Offset-at)
-				break
-			}
-		}
-		m, err := from.ReadAt(p[n:n+int(want)], at)
-		n += m
-		if int64(m) < want {
-			if err == nil {
-				err = io.ErrUnexpectedEOF
-			}
-			return n, err
-		}
-	}
-	return n, nil
-}
 
 // packaged is the header in a package as a device: zeroes between its ranges.
 func packaged(pkg *custody.HeaderPackage) io.ReaderAt {

@@ -71,7 +71,7 @@ func (w *walker) tryPlaces(d Device, v diskcrypt.Volume, known bool) (opened, er
 		if v.Detached {
 			p.Header, p.HeadSize = h.R, h.Size
 		} else {
-			p.Data = overlay{below: d.R, ranges: h.Ranges, top: h.R}
+			p.Data = disk.Overlay{Below: d.R, Ranges: h.Ranges, Top: h.R}
 		}
 		if out, ok, err := try(h.From, p); ok {
 			return out, err
@@ -163,36 +163,3 @@ func (w *walker) tryKeys(d Device, v diskcrypt.Volume, f diskcrypt.Format, p dis
 
 // part is a range of a device.
 func part(d Device, r disk.Range) io.ReaderAt { return io.NewSectionReader(d.R, r.Offset, r.Length) }
-
-// overlay reads ranges, ascending, from top and the rest from below.
-type overlay struct {
-	below  io.ReaderAt
-	ranges []disk.Range
-	top    io.ReaderAt
-}
-
-func (o overlay) ReadAt(p []byte, off int64) (n int, err error) {
-	for n < len(p) {
-		at, want := off+int64(n), int64(len(p)-n)
-		from := o.below
-		for _, g := range o.ranges {
-			if at >= g.Offset && at < g.End() {
-				from, want = o.top, min(want, g.End()-at)
-				break
-			}
-			if g.Offset > at {
-				want = min(want, g.Offset-at)
-				break
-			}
-		}
-		m, err := from.ReadAt(p[n:n+int(want)], at)
-		n += m
-		if int64(m) < want {
-			if err == nil {
-				err = io.ErrUnexpectedEOF
-			}
-			return n, err
-		}
-	}
-	return n, nil
-}

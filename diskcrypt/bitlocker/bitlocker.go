@@ -13,13 +13,13 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"hash"
 	"strings"
 	"time"
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/bitlocker/internal/fve"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/fingerprint"
 )
 
 // Format implements diskcrypt.Format for BitLocker.
@@ -243,47 +243,30 @@ func kindOf(p fve.Protection) (kind string, offline bool, note string) {
 	return kindOther, false, fmt.Sprintf("protection %#04x: an account or group of a domain, or newer than this program; not opened here", uint16(p))
 }
 
-// fieldHash hashes fields as docs/spec/fingerprints.md encodes them.
-type fieldHash struct{ hash.Hash }
-
-func newDigest(domain string) fieldHash {
-	f := fieldHash{sha256.New()}
-	f.Write([]byte(domain))
-	f.Write([]byte{0})
-	return f
-}
-
-func (f fieldHash) field(b []byte) {
-	f.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
-	f.Write(b)
-}
-
-func (f fieldHash) number(n uint64) { f.field(binary.BigEndian.AppendUint64(nil, n)) }
-
 func (p protector) fingerprint(volume fve.GUID) string {
-	f := newDigest("bitlocker-protector")
-	f.field([]byte(volume.String()))
-	f.field([]byte(p.GUID.String()))
-	f.number(uint64(p.Protection))
-	f.field(p.salt())
+	f := fingerprint.New("bitlocker-protector")
+	f.Field([]byte(volume.String()))
+	f.Field([]byte(p.GUID.String()))
+	f.Number(uint64(p.Protection))
+	f.Field(p.salt())
 	box, _ := p.Box()
-	f.field(box.Nonce)
-	return "v1:" + hex.EncodeToString(f.Sum(nil))
+	f.Field(box.Nonce)
+	return f.V1()
 }
 
 // digest covers everything that decides what opens and where the bytes lie.
 func (m *metadata) digest() string {
-	f := newDigest("bitlocker-header")
-	f.field(m.bootSector)
+	f := fingerprint.New("bitlocker-header")
+	f.Field(m.bootSector)
 	for _, c := range m.copies {
-		f.number(uint64(c.At))
-		f.field(c.Raw)
-		f.field(c.ValidationBytes())
+		f.Number(uint64(c.At))
+		f.Field(c.Raw)
+		f.Field(c.ValidationBytes())
 	}
 	if m.eow != nil {
-		f.field(m.eow.Digest)
+		f.Field(m.eow.Digest)
 	}
-	return "sha256:" + hex.EncodeToString(f.Sum(nil))
+	return f.Digest()
 }
 
 // maxMoved bounds the moved boot area in what is kept of a header; To Go has 5 MiB.

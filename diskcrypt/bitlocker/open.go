@@ -3,16 +3,15 @@ package bitlocker
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"fmt"
-	"sync"
 
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/bitlocker/internal/fve"
 	"github.com/lockstep-backup/lockstep/diskcrypt/bitlocker/internal/keys"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/opened"
 	"github.com/lockstep-backup/lockstep/diskcrypt/internal/plainview"
 	"github.com/lockstep-backup/lockstep/envelope"
 )
@@ -81,7 +80,7 @@ func (Format) Open(ctx context.Context, p diskcrypt.Place, kind diskcrypt.Kind, 
 	return o, nil
 }
 
-func (m *metadata) open(ctx context.Context, p diskcrypt.Place, kind diskcrypt.Kind, secret envelope.Secret, meter *meter) (*opened, error) {
+func (m *metadata) open(ctx context.Context, p diskcrypt.Place, kind diskcrypt.Kind, secret envelope.Secret, meter *meter) (*opened.Volume, error) {
 	if why := m.unsupported(); why != "" {
 		return nil, fmt.Errorf("%w: %s", diskcrypt.ErrUnsupported, why)
 	}
@@ -91,7 +90,7 @@ func (m *metadata) open(ctx context.Context, p diskcrypt.Place, kind diskcrypt.K
 	if kind == diskcrypt.KindVolumeKey {
 		return m.openFVEK(ctx, p, secret, meter)
 	}
-	var out *opened
+	var out *opened.Volume
 	err := m.try(ctx, kind, secret, meter, func(id string, vmk []byte) (bool, error) {
 		check, err := m.validate(vmk)
 		if err != nil {
@@ -334,7 +333,7 @@ func (m *metadata) fvek(vmk []byte) ([]byte, error) {
 
 // openFVEK opens with the volume key itself. Nothing in the metadata tells
 // whether it is the right one; the file system's boot sector does.
-func (m *metadata) openFVEK(ctx context.Context, p diskcrypt.Place, secret envelope.Secret, meter *meter) (*opened, error) {
+func (m *metadata) openFVEK(ctx context.Context, p diskcrypt.Place, secret envelope.Secret, meter *meter) (*opened.Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -381,23 +380,8 @@ func isBootSector(b []byte) bool {
 	return b[510] == 0x55 && b[511] == 0xaa && (string(b[54:57]) == "FAT" || string(b[82:85]) == "FAT")
 }
 
-// opened is a volume whose key is known.
-type opened struct {
-	view     *plainview.View
-	cipher   *sectorCipher
-	id       string
-	keyCheck string
-	guid     string
-
-	mu     sync.RWMutex
-	key    []byte
-	closed bool
-}
-
-var _ diskcrypt.Opened = (*opened)(nil)
-
 // withKey makes the view of a volume under an FVEK, which the caller wipes.
-func (m *metadata) withKey(p diskcrypt.Place, fvek []byte, id, check string) (*opened, error) {
+func (m *metadata) withKey(p diskcrypt.Place, fvek []byte, id, check string) (*opened.Volume, error) {
 	how := methods[m.block.Method]
 	if len(fvek) < how.fvek {
 		return nil, fmt.Errorf("%w: a volume key of %d bytes for %s", diskcrypt.ErrDamaged, len(fvek), how.name)
@@ -457,46 +441,13 @@ func (m *metadata) probeHead(p diskcrypt.Place, how method, key []byte) plainvie
 	return plainview.Unreadable
 }
 
-func (m *metadata) opened(p diskcrypt.Place, c *sectorCipher, key []byte, id, check string) *opened {
-	return &opened{
-		view:   plainview.New(m.data(p.Data), m.logicalSize(), m.plan(c)),
-		cipher: c, id: id, keyCheck: check, guid: m.block.GUID.String(), key: key,
+func (m *metadata) opened(p diskcrypt.Place, c *sectorCipher, key []byte, id, check string) *opened.Volume {
+	v := &opened.Volume{
+		Format: "bitlocker", View: plainview.New(m.data(p.Data), m.logicalSize(), m.plan(c)),
+		ID: id, Check: check, Container: m.block.GUID.String(), Key: key,
 	}
-}
-
-func (o *opened) Size() int64       { return o.view.Size() }
-func (o *opened) Protector() string { return o.id }
-func (o *opened) KeyCheck() string  { return o.keyCheck }
-
-func (o *opened) KeyMAC(key []byte) []byte {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	mac := hmac.New(sha256.New, key)
-	mac.Write([]byte("vk"))
-	mac.Write([]byte(o.guid))
-	mac.Write(o.key)
-	return mac.Sum(nil)
-}
-
-func (o *opened) Close() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	envelope.Wipe(o.key)
-	if o.cipher != nil && !o.closed {
-		o.cipher.wipe()
+	if c != nil {
+		v.Wipe = c.wipe
 	}
-	o.closed = true
-	return nil
-}
-
-var errClosed = errors.New("read bitlocker volume: it is closed")
-
-// ReadAt gives plaintext. It is safe for concurrent use.
-func (o *opened) ReadAt(b []byte, off int64) (int, error) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.closed {
-		return 0, errClosed
-	}
-	return o.view.ReadAt(b, off)
+	return v
 }

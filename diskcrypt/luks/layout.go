@@ -132,20 +132,22 @@ func (l *layout) At(off int64) plainview.Run {
 }
 
 // view makes the plaintext device of the volume.
-func (v *volume) view(keys keyring) (*opened, error) {
+func (v *volume) view(keys keyring) (*volumeOpened, error) {
 	b := &builder{v: v, keys: keys, ciphers: map[cipherKey]*dmcrypt.Cipher{}}
-	o := &opened{uuid: v.h.UUID}
+	o := &volumeOpened{}
+	o.Format, o.Container = "luks", v.h.UUID
 	main := v.h.DigestOf(v.mainSegment().Number)
-	o.id, o.key = keys[main.Number].id, append([]byte(nil), keys[main.Number].key...)
-	o.keyCheck = fmt.Sprintf("luks%d-digest-%d", v.h.Version, main.Number)
+	o.ID, o.Key = keys[main.Number].id, append([]byte(nil), keys[main.Number].key...)
+	o.Check = fmt.Sprintf("luks%d-digest-%d", v.h.Version, main.Number)
 	live := v.h.Live()
 	if s := live[0]; len(live) == 1 && s.Integrity != "" {
 		return o, v.viewIntegrity(o, b, s)
 	}
 	l := &layout{}
+	total := int64(0)
 	for _, s := range live {
 		size := v.sizeOf(s)
-		if size > math.MaxInt64-o.size {
+		if size > math.MaxInt64-total {
 			return nil, fmt.Errorf("%w: segments are longer than any device", diskcrypt.ErrDamaged)
 		}
 		if size == 0 {
@@ -153,9 +155,9 @@ func (v *volume) view(keys keyring) (*opened, error) {
 		}
 		switch {
 		case v.maybeMoved(s):
-			l.runs = append(l.runs, plainview.Run{Offset: o.size, Length: size, Kind: plainview.Unreadable, Why: errUndecided})
+			l.runs = append(l.runs, plainview.Run{Offset: total, Length: size, Kind: plainview.Unreadable, Why: errUndecided})
 		case s.Has(flagHot):
-			zone, err := b.hotZone(s, o.size, size)
+			zone, err := b.hotZone(s, total, size)
 			if err != nil {
 				return nil, err
 			}
@@ -165,12 +167,12 @@ func (v *volume) view(keys keyring) (*opened, error) {
 			if err != nil {
 				return nil, err
 			}
-			l.runs = append(l.runs, at.run(o.size, size, s.Offset, s.IVTweak))
+			l.runs = append(l.runs, at.run(total, size, s.Offset, s.IVTweak))
 		}
-		o.size += size
+		total += size
 	}
-	o.used = b.used
-	o.view = plainview.New(devices{v.data, v.head}, o.size, l)
+	o.Wipe = wipeAll(b.used)
+	o.View = plainview.New(devices{v.data, v.head}, total, l)
 	return o, nil
 }
 
@@ -184,7 +186,7 @@ func (v *volume) sizeOf(s header.Segment) int64 {
 
 // viewIntegrity makes the view of a segment that lies on dm-integrity: its data
 // are checked against their tags before they are decrypted.
-func (v *volume) viewIntegrity(o *opened, b *builder, s header.Segment) error {
+func (v *volume) viewIntegrity(o *volumeOpened, b *builder, s header.Segment) error {
 	at, err := b.of(s)
 	if err != nil {
 		return err
@@ -208,9 +210,9 @@ func (v *volume) viewIntegrity(o *opened, b *builder, s header.Segment) error {
 		return err
 	}
 	o.bound = true // its journal was read
-	o.size = dev.Size() / at.sectorSize() * at.sectorSize()
-	o.used = append(b.used, mac)
-	o.view = plainview.New(dev, o.size, plainview.Runs{at.run(0, max(o.size, at.sectorSize()), 0, s.IVTweak)})
+	size = dev.Size() / at.sectorSize() * at.sectorSize()
+	o.Wipe = wipeAll(append(b.used, mac))
+	o.View = plainview.New(dev, size, plainview.Runs{at.run(0, max(size, at.sectorSize()), 0, s.IVTweak)})
 	return nil
 }
 

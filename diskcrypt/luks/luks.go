@@ -9,11 +9,9 @@ package luks
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"slices"
 	"strings"
@@ -21,6 +19,7 @@ import (
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/internal/dmcrypt"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/fingerprint"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks/internal/header"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks/internal/integrity"
 	"github.com/lockstep-backup/lockstep/diskcrypt/luks/internal/keyslot"
@@ -76,9 +75,9 @@ func (Format) Inspect(ctx context.Context, p diskcrypt.Place) (*diskcrypt.Volume
 		out.Warnings = append(out.Warnings, err.Error())
 		return out, err
 	}
-	digest := newDigest("luks-header")
+	digest := fingerprint.New("luks-header")
 	for _, c := range v.h.Copies[:min(v.h.Version, 2)] {
-		digest.field(c)
+		digest.Field(c)
 	}
 	for _, s := range v.h.Slots {
 		if err := ctx.Err(); err != nil {
@@ -86,7 +85,7 @@ func (Format) Inspect(ctx context.Context, p diskcrypt.Place) (*diskcrypt.Volume
 		}
 		out.Protectors = append(out.Protectors, v.protector(s, digest, &out.Warnings))
 	}
-	out.HeaderDigest = "sha256:" + hex.EncodeToString(digest.Sum(nil))
+	out.HeaderDigest = digest.Digest()
 	out.Tokens = append(v.tokens(out.Protectors), v.luksMeta(out.Protectors)...)
 	if opening(out.Protectors) == 0 {
 		out.Warnings = append(out.Warnings, "no key slot opens this volume: it was erased; only its volume key still opens it")
@@ -301,7 +300,7 @@ func (v *volume) conversion() string {
 }
 
 // protector describes a slot and adds its area to the header's digest.
-func (v *volume) protector(s header.Slot, digest *fieldHash, warnings *[]string) diskcrypt.Protector {
+func (v *volume) protector(s header.Slot, digest fingerprint.Hash, warnings *[]string) diskcrypt.Protector {
 	p := diskcrypt.Protector{ID: slotID(s.Number), Kind: kindPassphrase, Fingerprint: slotFingerprint(v.h, s), Offline: true}
 	var notes []string
 	switch {
@@ -331,8 +330,8 @@ func (v *volume) protector(s header.Slot, digest *fieldHash, warnings *[]string)
 		}
 		sum := sha256.Sum256(material)
 		p.AreaDigest = "sha256:" + hex.EncodeToString(sum[:])
-		digest.number(uint64(s.Number))
-		digest.field(material)
+		digest.Number(uint64(s.Number))
+		digest.Field(material)
 		if n := lowSectors(material); n > 0 && !s.Box.Null() {
 			*warnings = append(*warnings, fmt.Sprintf("key slot %d: %d sectors of its area do not look encrypted: it was probably overwritten and opens no more", s.Number, n))
 		}
@@ -362,76 +361,45 @@ func lowSectors(material []byte) (n int) {
 
 func slotID(number int) string { return fmt.Sprintf("slot-%d", number) }
 
-// fieldHash hashes fields as docs/spec/fingerprints.md encodes them.
-type fieldHash struct{ hash.Hash }
-
-func newDigest(domain string) *fieldHash {
-	f := &fieldHash{sha256.New()}
-	f.Write([]byte(domain))
-	f.Write([]byte{0})
-	return f
-}
-
-func (f *fieldHash) field(b []byte) {
-	f.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
-	f.Write(b)
-}
-
-func (f *fieldHash) text(s string) { f.field([]byte(asciiLower(s))) }
-
-func (f *fieldHash) number(n uint64) { f.field(binary.BigEndian.AppendUint64(nil, n)) }
-
-func (f *fieldHash) v1() string { return "v1:" + hex.EncodeToString(f.Sum(nil)) }
-
-func asciiLower(s string) string {
-	b := []byte(s)
-	for i, c := range b {
-		if c >= 'A' && c <= 'Z' {
-			b[i] = c + 'a' - 'A'
-		}
-	}
-	return string(b)
-}
-
 func epoch(h *header.Header, d *header.Digest) string {
-	f := newDigest("luks-vk")
-	f.text(h.UUID)
-	f.text(d.Type)
-	f.text(d.Check.Hash)
-	f.number(d.Check.Iterations)
-	f.field(d.Check.Salt)
-	f.field(d.Check.Sum)
-	return f.v1()
+	f := fingerprint.New("luks-vk")
+	f.Text(h.UUID)
+	f.Text(d.Type)
+	f.Text(d.Check.Hash)
+	f.Number(d.Check.Iterations)
+	f.Field(d.Check.Salt)
+	f.Field(d.Check.Sum)
+	return f.V1()
 }
 
 func slotFingerprint(h *header.Header, s header.Slot) string {
 	b := s.Box
 	known := b.KDF.Type == keyslot.PBKDF2 || b.KDF.Type == keyslot.Argon2i || b.KDF.Type == keyslot.Argon2id
 	if s.Type != header.SlotLUKS2 || !known {
-		f := newDigest("luks-slot-other")
-		f.text(h.UUID)
-		f.number(uint64(s.Number))
-		f.field(header.Canonical(s.Raw))
-		return f.v1()
+		f := fingerprint.New("luks-slot-other")
+		f.Text(h.UUID)
+		f.Number(uint64(s.Number))
+		f.Field(header.Canonical(s.Raw))
+		return f.V1()
 	}
-	f := newDigest("luks-slot")
-	f.text(h.UUID)
-	f.number(uint64(s.Number))
-	f.text(b.KDF.Type)
+	f := fingerprint.New("luks-slot")
+	f.Text(h.UUID)
+	f.Number(uint64(s.Number))
+	f.Text(b.KDF.Type)
 	if b.KDF.Type == keyslot.PBKDF2 {
-		f.text(b.KDF.Hash)
-		f.number(b.KDF.Iterations)
+		f.Text(b.KDF.Hash)
+		f.Number(b.KDF.Iterations)
 	} else {
-		f.number(b.KDF.Time)
-		f.number(b.KDF.MemoryKiB)
-		f.number(b.KDF.Lanes)
+		f.Number(b.KDF.Time)
+		f.Number(b.KDF.MemoryKiB)
+		f.Number(b.KDF.Lanes)
 	}
-	f.field(b.KDF.Salt)
-	f.text("luks1")
-	f.number(keyslot.Stripes)
-	f.text(b.AFHash)
-	f.text(b.Cipher)
-	f.number(uint64(b.CipherKeySize))
-	f.number(uint64(b.KeyBytes))
-	return f.v1()
+	f.Field(b.KDF.Salt)
+	f.Text("luks1")
+	f.Number(keyslot.Stripes)
+	f.Text(b.AFHash)
+	f.Text(b.Cipher)
+	f.Number(uint64(b.CipherKeySize))
+	f.Number(uint64(b.KeyBytes))
+	return f.V1()
 }

@@ -8,23 +8,20 @@ package plaindm
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"maps"
 	"math"
 	"slices"
 	"strconv"
-	"sync"
 
 	"github.com/lockstep-backup/lockstep/blockstack"
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
 	"github.com/lockstep-backup/lockstep/diskcrypt/internal/dmcrypt"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/fingerprint"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/opened"
 	"github.com/lockstep-backup/lockstep/diskcrypt/internal/plainview"
 	"github.com/lockstep-backup/lockstep/envelope"
 )
@@ -151,21 +148,21 @@ func (Format) Inspect(ctx context.Context, place diskcrypt.Place) (*diskcrypt.Vo
 	if _, err := io.ReadFull(io.NewSectionReader(place.Data, p.offset*disk.SectorSize, int64(len(start))), start); err != nil {
 		return nil, fmt.Errorf("inspect plain dm-crypt volume: %w", err)
 	}
-	declared := newFields("dm-crypt-declared")
-	digest := newFields("dm-crypt-start")
+	declared := fingerprint.New("dm-crypt-declared")
+	digest := fingerprint.New("dm-crypt-start")
 	for _, name := range slices.Sorted(maps.Keys(place.Declared)) {
-		for _, f := range []fields{declared, digest} {
-			f.field([]byte(name))
-			f.field([]byte(place.Declared[name]))
+		for _, f := range []fingerprint.Hash{declared, digest} {
+			f.Field([]byte(name))
+			f.Field([]byte(place.Declared[name]))
 		}
 	}
-	digest.field(start)
+	digest.Field(start)
 	return &diskcrypt.Volume{
 		Type: diskcrypt.TypePlain, Range: disk.Range{Length: place.Size}, Declared: maps.Clone(place.Declared),
 		Cipher: p.cipher, KeyBits: p.keyBytes * 8, SectorSize: p.sectorSize, Unsupported: p.unsupported,
-		HeaderDigest: "sha256:" + digest.hex(),
+		HeaderDigest: digest.Digest(),
 		Protectors: []diskcrypt.Protector{{
-			ID: keyProtector, Kind: diskcrypt.TypePlain, Fingerprint: "v1:" + declared.hex(), Offline: true,
+			ID: keyProtector, Kind: diskcrypt.TypePlain, Fingerprint: declared.V1(), Offline: true,
 			Note: "no header and no check of the key: opened is what something is recognised behind",
 		}},
 	}, nil
@@ -193,7 +190,7 @@ func (f Format) OpensAll(ctx context.Context, place diskcrypt.Place, kind diskcr
 	return []string{o.Protector()}, o.Close()
 }
 
-func open(ctx context.Context, place diskcrypt.Place, kind diskcrypt.Kind, secret envelope.Secret) (*opened, error) {
+func open(ctx context.Context, place diskcrypt.Place, kind diskcrypt.Kind, secret envelope.Secret) (*opened.Volume, error) {
 	if !place.DeclaredAs(diskcrypt.TypePlain) {
 		return nil, diskcrypt.ErrNotThisFormat
 	}
@@ -220,14 +217,14 @@ func open(ctx context.Context, place diskcrypt.Place, kind diskcrypt.Kind, secre
 		envelope.Wipe(key)
 		return nil, err
 	}
-	o := &opened{key: key, size: size, id: keyProtector}
+	o := &opened.Volume{Format: "plain dm-crypt", Key: key, ID: keyProtector, Wipe: cipher.Wipe}
 	if kind == diskcrypt.KindVolumeKey {
-		o.id = string(diskcrypt.KindVolumeKey)
+		o.ID = string(diskcrypt.KindVolumeKey)
 	}
-	o.view = plainview.New(place.Data, size, plainview.Runs{{
+	o.View = plainview.New(place.Data, size, plainview.Runs{{
 		Length: size, Kind: plainview.Crypt, From: p.offset * disk.SectorSize, Unit: uint64(p.skip), Cipher: cipher,
 	}})
-	if o.check, err = recognise(o.view, size); err != nil || o.check == "" {
+	if o.Check, err = recognise(o.View, size); err != nil || o.Check == "" {
 		_ = o.Close()
 		if err == nil {
 			err = fmt.Errorf("%w: %w", diskcrypt.ErrWrongSecret, errUnrecognised)
@@ -258,73 +255,3 @@ func recognise(r io.ReaderAt, size int64) (string, error) {
 	}
 	return "", nil
 }
-
-// opened is a volume behind whose key something is recognised.
-type opened struct {
-	mu     sync.RWMutex
-	view   *plainview.View
-	key    []byte
-	size   int64
-	id     string
-	check  string
-	closed bool
-}
-
-func (o *opened) Size() int64       { return o.size }
-func (o *opened) Protector() string { return o.id }
-func (o *opened) KeyCheck() string  { return o.check }
-
-var errClosed = errors.New("plain dm-crypt volume: it is closed")
-
-// ReadAt gives plaintext.
-func (o *opened) ReadAt(p []byte, off int64) (int, error) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.closed {
-		return 0, errClosed
-	}
-	return o.view.ReadAt(p, off)
-}
-
-// WriteAt encrypts, where the place can be written to.
-func (o *opened) WriteAt(p []byte, off int64) (int, error) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.closed {
-		return 0, errClosed
-	}
-	return o.view.WriteAt(p, off)
-}
-
-// KeyMAC has no container's id in it: there is none.
-func (o *opened) KeyMAC(key []byte) []byte {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	return diskcrypt.KeyMAC(key, "", o.key)
-}
-
-// Close wipes the key.
-func (o *opened) Close() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	envelope.Wipe(o.key)
-	o.view, o.closed = nil, true
-	return nil
-}
-
-// fields hashes as docs/spec/fingerprints.md encodes.
-type fields struct{ hash.Hash }
-
-func newFields(domain string) fields {
-	f := fields{sha256.New()}
-	f.Write([]byte(domain))
-	f.Write([]byte{0})
-	return f
-}
-
-func (f fields) field(b []byte) {
-	f.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
-	f.Write(b)
-}
-
-func (f fields) hex() string { return hex.EncodeToString(f.Sum(nil)) }

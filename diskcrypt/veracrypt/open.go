@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/opened"
 	"github.com/lockstep-backup/lockstep/diskcrypt/internal/plainview"
 	"github.com/lockstep-backup/lockstep/envelope"
 )
@@ -227,7 +228,7 @@ func (a attempt) run(ctx context.Context, d declared, pim uint64, password []byt
 }
 
 // open makes the volume that the header describes.
-func (m *match) open(p diskcrypt.Place) (*opened, error) {
+func (m *match) open(p diskcrypt.Place) (*opened.Volume, error) {
 	runs, size, err := m.layout(p.Size)
 	if err != nil {
 		return nil, err
@@ -243,9 +244,9 @@ func (m *match) open(p diskcrypt.Place) (*opened, error) {
 			runs[i].Cipher = ciphers
 		}
 	}
-	return &opened{
-		view: plainview.New(p.Data, size, runs), size: size, id: m.place.id, ciphers: ciphers, key: key,
-		check: fmt.Sprintf("veracrypt-crc-%s-%s", m.kdf.name, m.chain.name),
+	return &opened.Volume{
+		Format: "veracrypt", View: plainview.New(p.Data, size, runs), ID: m.place.id, Key: key, Wipe: ciphers.wipe,
+		Check: fmt.Sprintf("veracrypt-crc-%s-%s", m.kdf.name, m.chain.name),
 	}, nil
 }
 
@@ -302,61 +303,4 @@ func (m *match) systemLayout(size int64) (plainview.Runs, int64, error) {
 		runs = append(runs, plainview.Run{Offset: end, Length: size - end, Kind: plainview.Plain, From: end})
 	}
 	return runs, size, nil
-}
-
-// opened is a volume whose key is known.
-type opened struct {
-	mu      sync.RWMutex
-	view    *plainview.View
-	size    int64
-	id      string
-	check   string
-	ciphers cascade
-	key     []byte
-	closed  bool
-}
-
-func (o *opened) Size() int64       { return o.size }
-func (o *opened) Protector() string { return o.id }
-func (o *opened) KeyCheck() string  { return o.check }
-
-var errClosed = errors.New("veracrypt volume: it is closed")
-
-// ReadAt gives plaintext.
-func (o *opened) ReadAt(p []byte, off int64) (int, error) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.closed {
-		return 0, errClosed
-	}
-	return o.view.ReadAt(p, off)
-}
-
-// WriteAt encrypts, where the place can be written to.
-func (o *opened) WriteAt(p []byte, off int64) (int, error) {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if o.closed {
-		return 0, errClosed
-	}
-	return o.view.WriteAt(p, off)
-}
-
-// KeyMAC has no container's id in it: there is none.
-func (o *opened) KeyMAC(key []byte) []byte {
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	return diskcrypt.KeyMAC(key, "", o.key)
-}
-
-// Close wipes the keys.
-func (o *opened) Close() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if !o.closed {
-		o.ciphers.wipe()
-	}
-	envelope.Wipe(o.key)
-	o.ciphers, o.view, o.closed = nil, nil, true
-	return nil
 }

@@ -10,11 +10,7 @@ package veracrypt
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"fmt"
-	"hash"
 	"io"
 	"maps"
 	"slices"
@@ -22,6 +18,7 @@ import (
 
 	"github.com/lockstep-backup/lockstep/disk"
 	"github.com/lockstep-backup/lockstep/diskcrypt"
+	"github.com/lockstep-backup/lockstep/diskcrypt/internal/fingerprint"
 )
 
 // Format implements diskcrypt.Format for VeraCrypt and TrueCrypt.
@@ -83,10 +80,10 @@ func (Format) Inspect(ctx context.Context, p diskcrypt.Place) (*diskcrypt.Volume
 		Type: diskcrypt.TypeVeraCrypt, Range: disk.Range{Length: p.Size}, Declared: maps.Clone(p.Declared),
 		Cipher: d.cipher, SectorSize: disk.SectorSize, Protectors: []diskcrypt.Protector{}, Unsupported: d.unsupported(),
 	}
-	digest := newFields("veracrypt-header")
+	digest := fingerprint.New("veracrypt-header")
 	for _, name := range slices.Sorted(maps.Keys(p.Declared)) {
-		digest.field([]byte(name))
-		digest.field([]byte(p.Declared[name]))
+		digest.Field([]byte(name))
+		digest.Field([]byte(p.Declared[name]))
 	}
 	for i, place := range places {
 		if err := ctx.Err(); err != nil {
@@ -100,17 +97,17 @@ func (Format) Inspect(ctx context.Context, p diskcrypt.Place) (*diskcrypt.Volume
 			v.Warnings = append(v.Warnings, fmt.Sprintf("%s header: cannot be read: %v", place.id, err))
 			continue
 		}
-		digest.field([]byte(place.id))
-		digest.field(b)
-		f := newFields("veracrypt-place")
-		f.field([]byte(place.id))
-		f.field(b)
+		digest.Field([]byte(place.id))
+		digest.Field(b)
+		f := fingerprint.New("veracrypt-place")
+		f.Field([]byte(place.id))
+		f.Field(b)
 		note := place.note
 		if mostFrequent(b) >= plainByte {
 			note += "; does not look encrypted: it was probably overwritten"
 		}
 		v.Protectors = append(v.Protectors, diskcrypt.Protector{
-			ID: place.id, Kind: string(diskcrypt.KindVeraCrypt), Fingerprint: "v1:" + f.hex(), Offline: true, Note: note,
+			ID: place.id, Kind: string(diskcrypt.KindVeraCrypt), Fingerprint: f.V1(), Offline: true, Note: note,
 		})
 		if !place.atEnd {
 			v.HeaderRanges = append(v.HeaderRanges, disk.Range{Offset: place.offset, Length: headerSize})
@@ -118,7 +115,7 @@ func (Format) Inspect(ctx context.Context, p diskcrypt.Place) (*diskcrypt.Volume
 	}
 	slices.SortFunc(v.HeaderRanges, func(a, b disk.Range) int { return int(a.Offset - b.Offset) })
 	v.HeaderEssential = slices.Clone(v.HeaderRanges)
-	v.HeaderDigest = "sha256:" + digest.hex()
+	v.HeaderDigest = digest.Digest()
 	return v, nil
 }
 
@@ -133,20 +130,3 @@ func mostFrequent(b []byte) (most int) {
 	}
 	return most
 }
-
-// fields hashes as docs/spec/fingerprints.md encodes.
-type fields struct{ hash.Hash }
-
-func newFields(domain string) fields {
-	f := fields{sha256.New()}
-	f.Write([]byte(domain))
-	f.Write([]byte{0})
-	return f
-}
-
-func (f fields) field(b []byte) {
-	f.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
-	f.Write(b)
-}
-
-func (f fields) hex() string { return hex.EncodeToString(f.Sum(nil)) }
